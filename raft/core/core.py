@@ -1,0 +1,145 @@
+"""RaftCore: the events that go in, the effects that come out. No thread, clock, file or socket.
+
+    core.receive(sender, message, now)   a peer's message
+    core.tick(now)                       time passed
+    core.propose([...], now)             a leader's clients want entries
+    core.read(request_id, now)           a client wants to read
+    core.disk_done(index, term, now)     the log up to there is on disk
+    core.suspect(peer, now)              the peer's process seems dead
+    core.disconnected(peer, now)         messages to the peer may have been lost
+    core.take_effects()                  what the node must do now, see raft/core/effects.py
+
+`now` is monotonic milliseconds and never goes back. One thread owns a core. Any exception but
+ProtocolViolation means that the state is not to be trusted: the process must stop.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from raft.core import election, reads, replication
+from raft.core.effects import Effects, HardState
+from raft.core.entry import Entry, EntryKind
+from raft.core.invariants import require
+from raft.core.log import LogReader
+from raft.core.membership import Configuration
+from raft.core.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Message,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    RequestVote,
+    RequestVoteResponse,
+)
+from raft.core.state import CoreOptions, CoreState, Role
+
+
+class RaftCore:
+    """One Raft server's algorithm (paper figure 2 and its extensions in Ongaro's thesis)."""
+
+    def __init__(
+        self,
+        node_id: int,
+        configuration: Configuration,
+        reader: LogReader,
+        *,
+        hard_state: HardState | None = None,
+        options: CoreOptions | None = None,
+        rng: random.Random,
+        now: float,
+    ) -> None:
+        """hard_state and reader: what the disk holds. rng: this node's own, seeded differently from others'.
+        now: monotonic ms."""
+        stored = hard_state or HardState()
+        require(reader.term(reader.last_index) <= stored.term, "the log is ahead of the stored term")
+        self.state = CoreState(node_id, configuration, stored, reader, options or CoreOptions(), rng, now)
+
+    # --- events ---------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Time passed: heartbeats, CheckQuorum, election timeouts."""
+        state = self._at(now)
+        if state.role is Role.LEADER:
+            election.check_quorum(state)
+            if state.role is Role.LEADER and now >= state.heartbeat_due_ms:
+                replication.broadcast_append_entries(state, heartbeat=True)
+        elif now >= state.election_deadline_ms:
+            election.on_election_timeout(state)
+
+    def receive(self, sender: int, message: Message, now: float) -> None:
+        """A message from a peer.
+
+        Raises ProtocolViolation, with nothing changed, if no correct peer sends it."""
+        state = self._at(now)
+        if isinstance(message, AppendEntriesResponse):
+            replication.handle_append_entries_response(state, sender, message)
+        elif isinstance(message, AppendEntries):
+            replication.handle_append_entries(state, sender, message)
+        elif isinstance(message, ReadIndexRequest):
+            reads.handle_read_index_request(state, sender, message)
+        elif isinstance(message, ReadIndexResponse):
+            reads.handle_read_index_response(state, message)
+        elif isinstance(message, RequestVote):
+            election.handle_request_vote(state, sender, message)
+        elif isinstance(message, RequestVoteResponse):
+            election.handle_request_vote_response(state, sender, message)
+
+    def propose(
+        self, payloads: Sequence[bytes], now: float, kind: EntryKind = EntryKind.COMMANDS
+    ) -> int | None:
+        """Append one entry per payload. Returns the first entry's index, or None if this is no leader."""
+        state = self._at(now)
+        if state.role is not Role.LEADER:
+            return None
+        first = state.log.last_index + 1
+        state.log.append([Entry(first + i, state.term, kind, data) for i, data in enumerate(payloads)])
+        return first
+
+    def read(self, request_id: int, now: float) -> None:
+        """Ask for a read index; request_id is unique for ever. Answered in reads_ready or reads_failed."""
+        reads.request_read(self._at(now), request_id)
+
+    def disk_done(self, index: int, term: int, now: float) -> None:
+        """Entries up to index are fsynced; term is that of the entry at index, in case it was replaced."""
+        state = self._at(now)
+        if index > state.durable_index and state.log.matches(index, term):
+            state.durable_index = index
+            replication.maybe_commit(state)
+        state.log.stable_to(min(index, state.durable_index))
+
+    def suspect(self, peer: int, now: float) -> None:
+        """Pings or the transport say that the peer's process is gone."""
+        election.suspect_leader(self._at(now), peer)
+
+    def disconnected(self, peer: int, now: float) -> None:
+        """The connection to the peer broke."""
+        replication.on_peer_disconnected(self._at(now), peer)
+
+    # --- effects --------------------------------------------------------------------------------------
+
+    def take_effects(self) -> Effects:
+        """Everything that the events since the last call demand, to be carried out in the fields' order."""
+        state = self.state
+        if state.role is Role.LEADER:
+            if state.broadcast_index < state.log.last_index:
+                replication.broadcast_append_entries(state, heartbeat=bool(state.reads))
+            reads.advance_reads(state)
+        effects, state.effects = state.effects, Effects()
+        effects.log = state.log.take_operations()
+        return effects
+
+    def next_deadline_ms(self) -> float:
+        """When tick() has something to do at the latest."""
+        state = self.state
+        return state.heartbeat_due_ms if state.role is Role.LEADER else state.election_deadline_ms
+
+    def lease_until_ms(self) -> float:
+        """With lease reads: the moment until which a local read may be answered (thesis 6.4.1)."""
+        return reads.lease_until_ms(self.state)
+
+    def _at(self, now: float) -> CoreState:
+        require(now >= self.state.now, f"time went back from {self.state.now} to {now}")
+        self.state.now = now
+        return self.state

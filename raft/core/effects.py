@@ -1,0 +1,58 @@
+"""What the core asks its node to do, in the order in which it must be done.
+
+1. hard_state      written and fsynced before anything else leaves or is stored
+2. early_messages  the leader's AppendEntries: may leave while the disk works (thesis 10.2.1)
+3. log             truncations and appends, in this order; then ONE fsync
+4. disk_done()     told to the core, which may commit; its further effects come with the next take
+5. messages        votes and acknowledgements: promises that rest on 1 and 3
+6. committed       entries up to here may be applied
+7. reads, answers  last
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import msgspec
+
+from raft.core.entry import Entry
+from raft.core.messages import Message
+
+
+class HardState(msgspec.Struct, frozen=True):
+    """currentTerm and votedFor: on disk before any answer that depends on them (paper figure 2)."""
+
+    term: int = 0
+    voted_for: int | None = None
+
+
+class TruncateLog(msgspec.Struct, frozen=True, gc=False):
+    """Remove all entries from from_index on: they conflict with the leader's (paper 5.3)."""
+
+    from_index: int
+
+
+class AppendLog(msgspec.Struct, frozen=True):
+    """Append these entries, which follow directly on the log's last."""
+
+    entries: list[Entry]
+
+
+LogOperation: TypeAlias = TruncateLog | AppendLog
+Envelope: TypeAlias = tuple[int, Message]
+
+
+@dataclass(slots=True)
+class Effects:
+    """One turn's effects. Lists are handed over: the core does not touch them after take_effects()."""
+
+    hard_state: HardState | None = None
+    early_messages: list[Envelope] = field(default_factory=list)
+    log: list[LogOperation] = field(default_factory=list)
+    messages: list[Envelope] = field(default_factory=list)
+    committed: int | None = None
+    reads_ready: list[tuple[int, int]] = field(default_factory=list)  # (request id, read index)
+    reads_failed: list[int] = field(default_factory=list)
+    role_changed: bool = False
+    news: list[str] = field(default_factory=list)  # one line each for the log: the story of an election

@@ -1,0 +1,203 @@
+"""Log replication (paper 5.3), the commit rule (5.4.2, figure 8), pipelining (thesis 10.2.1)."""
+
+from __future__ import annotations
+
+from raft.core.entry import Entry
+from raft.core.invariants import ProtocolViolation, require
+from raft.core.messages import AppendEntries, AppendEntriesResponse
+from raft.core.state import CoreState, Progress, Role
+
+# --- leader ---------------------------------------------------------------------------------------------
+
+
+def begin_round(core: CoreState) -> None:
+    """Number a broadcast: answers that echo the number prove leadership after this moment (thesis 6.4)."""
+    core.round += 1
+    core.rounds_sent.append((core.round, core.now))
+    core.heartbeat_due_ms = core.now + core.options.heartbeat_interval_ms
+
+
+def broadcast_append_entries(core: CoreState, *, heartbeat: bool) -> None:
+    """Send every peer what it lacks; with heartbeat, an empty AppendEntries where there is nothing."""
+    begin_round(core)
+    core.broadcast_index = core.log.last_index
+    shared: dict[int, tuple[Entry, ...]] = {}
+    for peer in core.progress:
+        send_append_entries(core, peer, heartbeat=heartbeat, shared=shared)
+
+
+def send_append_entries(
+    core: CoreState, peer: int, *, heartbeat: bool = False, shared: dict[int, tuple[Entry, ...]] | None = None
+) -> None:
+    """Send a peer the entries from its next_index on, as far as its window reaches (paper 5.3).
+
+    shared: entries already read for another peer, by first index: equal tuples are encoded once.
+    """
+    progress = core.progress[peer]
+    shared = {} if shared is None else shared
+    if progress.probing:
+        if not progress.probe_sent or heartbeat:
+            progress.probe_sent = True
+            _send(core, peer, progress, _read(core, progress.next_index, core.options.max_probe_bytes, {}))
+        return
+    sent = False
+    while progress.next_index <= core.log.last_index and progress.has_room(core.options):
+        entries = _read(core, progress.next_index, core.options.max_append_bytes, shared)
+        _send(core, peer, progress, entries)
+        size = sum(len(entry.data) for entry in entries)
+        progress.next_index = entries[-1].index + 1
+        progress.inflight.append((entries[-1].index, size))
+        progress.inflight_bytes += size
+        sent = True
+    if heartbeat and not sent:
+        _send(core, peer, progress, ())
+
+
+def _read(
+    core: CoreState, first: int, max_bytes: int, shared: dict[int, tuple[Entry, ...]]
+) -> tuple[Entry, ...]:
+    entries = shared.get(first)
+    if entries is None:
+        entries = shared[first] = core.log.entries(first, core.log.last_index + 1, max_bytes)
+    return entries
+
+
+def _send(core: CoreState, peer: int, progress: Progress, entries: tuple[Entry, ...]) -> None:
+    prev = progress.next_index - 1
+    message = AppendEntries(
+        core.term, core.node_id, prev, core.log.term(prev), entries, core.commit_index, core.round
+    )
+    core.effects.early_messages.append((peer, message))
+
+
+def handle_append_entries_response(core: CoreState, sender: int, response: AppendEntriesResponse) -> None:
+    """Learn a follower's match, or where its log differs (paper 5.3). Stale answers change nothing."""
+    if response.term > core.term:
+        core.become_follower(response.term, None, f"term {response.term} seen at {sender}")
+        return
+    progress = core.progress.get(sender)
+    if core.role is not Role.LEADER or response.term < core.term or progress is None:
+        return
+    if response.match_index > core.log.last_index or response.round > core.round:
+        raise ProtocolViolation(f"node {sender} acknowledges what was never sent: {response}")
+    progress.last_contact_ms = core.now
+    progress.acked_round = max(progress.acked_round, response.round)
+    if response.success:
+        _on_match(core, sender, progress, response.match_index)
+    else:
+        _on_conflict(core, sender, progress, response)
+
+
+def _on_match(core: CoreState, peer: int, progress: Progress, match_index: int) -> None:
+    if match_index > progress.match_index:
+        progress.match_index = match_index
+        maybe_commit(core)
+    progress.free_inflight(match_index)
+    if progress.probing and match_index >= progress.next_index - 1:
+        progress.probing = False
+        progress.next_index = progress.match_index + 1
+    progress.next_index = max(progress.next_index, progress.match_index + 1)
+    if progress.next_index <= core.log.last_index:
+        send_append_entries(core, peer)
+
+
+def _on_conflict(core: CoreState, peer: int, progress: Progress, response: AppendEntriesResponse) -> None:
+    """Move next_index back past a whole conflicting term at once (paper 5.3, end)."""
+    refused = response.prev_log_index
+    if refused <= progress.match_index or refused >= progress.next_index:
+        return  # an answer from before: that position is known to match, or was given up since
+    if progress.probing and refused != progress.next_index - 1:
+        return
+    retry = response.conflict_index
+    if response.conflict_term:
+        last = core.log.last_index_of_term(response.conflict_term)
+        if last is not None:
+            retry = last + 1
+    progress.become_probing(max(progress.match_index + 1, min(retry, refused)))
+    send_append_entries(core, peer)
+
+
+def maybe_commit(core: CoreState) -> None:
+    """Commit what a majority has on disk, but only through an entry of this term (paper 5.4.2)."""
+    if core.role is not Role.LEADER:
+        return
+    index = core.configuration.quorum_value(
+        lambda voter: core.durable_index if voter == core.node_id else core.progress[voter].match_index
+    )
+    if index > core.commit_index and core.log.term(index) == core.term:
+        core.commit_index = index
+        core.effects.committed = index
+
+
+def on_peer_disconnected(core: CoreState, peer: int) -> None:
+    """What was in flight to this peer may be lost: find its log again from what it acknowledged."""
+    progress = core.progress.get(peer)
+    if progress is not None:
+        progress.become_probing(progress.match_index + 1)
+
+
+# --- follower -------------------------------------------------------------------------------------------
+
+
+def handle_append_entries(core: CoreState, sender: int, request: AppendEntries) -> None:
+    """AppendEntries RPC, receiver (paper figure 2). The answer leaves after the entries are on disk."""
+    if request.term < core.term:
+        refusal = AppendEntriesResponse(core.term, False, 0, 0, request.prev_log_index)
+        core.effects.messages.append((sender, refusal))
+        return
+    check_contiguous(request)
+    require(
+        core.role is not Role.LEADER or request.term > core.term,
+        f"two leaders in term {request.term}: {core.node_id} and {sender}",
+    )
+    if request.term > core.term or core.role is not Role.FOLLOWER or core.leader_id != sender:
+        core.become_follower(request.term, sender, f"following leader {sender} in term {request.term}")
+    core.last_leader_contact_ms = core.now
+    core.leader_suspected = False
+    core.reset_election_timeout()
+    core.effects.messages.append((sender, append_to_log(core, request)))
+
+
+def check_contiguous(request: AppendEntries) -> None:
+    """Raise ProtocolViolation unless the entries follow prev_log_index one by one with sane terms."""
+    index, term = request.prev_log_index, request.prev_log_term
+    for entry in request.entries:
+        index += 1
+        if entry.index != index or not term <= entry.term <= request.term:
+            raise ProtocolViolation(f"entry {entry.index} of term {entry.term} where {index} should be")
+        term = entry.term
+
+
+def append_to_log(core: CoreState, request: AppendEntries) -> AppendEntriesResponse:
+    """AppendEntries, receiver, steps 2 to 5 (paper figure 2): check, truncate on conflict, append, commit."""
+    log = core.log
+    prev, entries = request.prev_log_index, request.entries
+    if prev >= core.commit_index and not log.matches(prev, request.prev_log_term):
+        return _refusal(core, request)
+    last_new = prev + len(entries)
+    for position, entry in enumerate(entries):
+        if entry.index < log.first_index or log.matches(entry.index, entry.term):
+            continue  # already here: never truncated, never written twice (paper 5.3)
+        if entry.index <= log.last_index:
+            require(entry.index > core.commit_index, f"committed entry {entry.index} would be truncated")
+            log.truncate(entry.index)
+            core.durable_index = min(core.durable_index, log.last_index)
+        log.append(entries[position:])
+        break
+    commit = min(request.leader_commit, last_new)
+    if commit > core.commit_index:
+        core.commit_index = commit
+        core.effects.committed = commit
+    match = max(last_new, core.commit_index)
+    return AppendEntriesResponse(core.term, True, match, request.round)
+
+
+def _refusal(core: CoreState, request: AppendEntries) -> AppendEntriesResponse:
+    """Say where the logs may agree (paper 5.3): our end, or the start of the term that conflicts."""
+    log, prev = core.log, request.prev_log_index
+    if prev > log.last_index:
+        where, term = log.last_index + 1, 0
+    else:
+        term = log.term(prev)
+        where = max(log.first_index_of_term_at(prev), core.commit_index + 1)
+    return AppendEntriesResponse(core.term, False, 0, request.round, prev, where, term)

@@ -1,0 +1,263 @@
+"""All state of the consensus core, and the only functions that change role, term or vote.
+
+The transitions (paper figure 4, with PreVote from thesis 9.6 and CheckQuorum from thesis 6.2):
+
+    from            to             function              when
+    FOLLOWER        PRE_CANDIDATE  become_pre_candidate  the election timeout passed (a suspicion shortens it)
+    PRE_CANDIDATE   CANDIDATE      become_candidate      a quorum would vote for this node
+    CANDIDATE       LEADER         become_leader         a quorum voted for this node
+    PRE_CANDIDATE,
+    CANDIDATE       PRE_CANDIDATE  become_pre_candidate  the election timeout passed again (split vote)
+    any             FOLLOWER       become_follower       a higher term was seen, a leader of this term spoke,
+                                                         or a leader lost its quorum (then within its term)
+
+The term only grows; the vote changes only from nobody to somebody, or with a new term. Everything here is
+owned by one thread; `now` is monotonic milliseconds handed in with each event.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from raft.core.effects import Effects, HardState
+from raft.core.invariants import require
+from raft.core.log import LogReader, RaftLog
+from raft.core.membership import Configuration
+
+
+class Role(Enum):
+    """What a node is in its term (paper 5.1)."""
+
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreOptions:
+    """Times in ms, sizes in bytes of entry data."""
+
+    election_timeout_min_ms: float = 300
+    election_timeout_max_ms: float = 600
+    heartbeat_interval_ms: float = 60
+    lease_reads: bool = False
+    lease_drift: float = 0.1  # share of the lease given up to clocks that run at different rates
+    max_append_bytes: int = 1 << 20  # per AppendEntries
+    max_probe_bytes: int = 1 << 16  # per AppendEntries to a peer whose log is not known yet
+    max_inflight_bytes: int = 16 << 20  # per peer, sent and not acknowledged
+    max_inflight_messages: int = 128
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the leader knows of one peer (paper figure 2, nextIndex and matchIndex).
+
+    probing: the peer's log is not known; one message at a time, next_index moves back on refusals.
+    Otherwise messages are pipelined (thesis 10.2.1): next_index moves ahead as they are sent.
+    """
+
+    next_index: int
+    match_index: int = 0
+    probing: bool = True
+    probe_sent: bool = False
+    inflight: deque[tuple[int, int]] = field(default_factory=deque)  # (last index, bytes) per message
+    inflight_bytes: int = 0
+    acked_round: int = 0
+    last_contact_ms: float = 0.0
+
+    def become_probing(self, next_index: int) -> None:
+        """Forget what is in flight and find the peer's log again from next_index."""
+        self.probing = True
+        self.probe_sent = False
+        self.inflight.clear()
+        self.inflight_bytes = 0
+        self.next_index = next_index
+
+    def has_room(self, options: CoreOptions) -> bool:
+        """Whether the in-flight window takes another message (bounded in messages and in bytes)."""
+        return (
+            len(self.inflight) < options.max_inflight_messages
+            and self.inflight_bytes < options.max_inflight_bytes
+        )
+
+    def free_inflight(self, match_index: int) -> None:
+        """Messages up to match_index have been acknowledged."""
+        while self.inflight and self.inflight[0][0] <= match_index:
+            self.inflight_bytes -= self.inflight.popleft()[1]
+
+
+@dataclass(slots=True)
+class PendingRead:
+    """A read that waits for proof of leadership. origin: the peer that asked; None for this node."""
+
+    origin: int | None
+    request_id: int
+    read_index: int
+    needed_round: int
+
+
+class CoreState:
+    """The state of one Raft server (paper figure 2). Changed only by raft/core, on the owner's thread."""
+
+    def __init__(
+        self,
+        node_id: int,
+        configuration: Configuration,
+        hard_state: HardState,
+        reader: LogReader,
+        options: CoreOptions,
+        rng: random.Random,
+        now: float,
+    ) -> None:
+        self.node_id = node_id
+        self.configuration = configuration
+        self.options = options
+        self.rng = rng  # seeded differently on every node: equal seeds mean repeated split votes
+        # Persistent state: mirrored in effects.hard_state and effects.log whenever it changes.
+        self.term = hard_state.term
+        self.voted_for = hard_state.voted_for
+        self.log = RaftLog(reader)
+        # Volatile state on all servers.
+        self.role = Role.FOLLOWER
+        self.leader_id: int | None = None
+        self.commit_index = self.log.first_index - 1
+        self.durable_index = self.log.last_index
+        self.now = now
+        self.last_leader_contact_ms = float("-inf")
+        self.leader_suspected = False
+        self.election_deadline_ms = 0.0
+        # With leases a restarted server may have promised a leader its silence just before (thesis 6.4.1).
+        self.no_votes_before_ms = now + options.election_timeout_min_ms if options.lease_reads else now
+        # Candidates: who answered, and how. A dict, not a count: an answer may come twice.
+        self.votes: dict[int, bool] = {}
+        # Leaders, anew in each term.
+        self.progress: dict[int, Progress] = {}
+        self.heartbeat_due_ms = 0.0
+        self.round = 0
+        self.quorum_round = 0
+        self.rounds_sent: deque[tuple[int, float]] = deque()
+        self.lease_from_ms = float("-inf")
+        self.term_first_index = 0
+        self.broadcast_index = 0
+        self.reads: deque[PendingRead] = deque()  # wait for a round
+        self.early_reads: list[PendingRead] = []  # wait for this term's first commit
+        self.follower_reads: set[int] = set()  # asked of the leader
+        self.effects = Effects()
+        self.reset_election_timeout()
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def reset_election_timeout(self) -> None:
+        """A new random timeout from now (paper 5.2: randomised to make split votes rare)."""
+        low, high = self.options.election_timeout_min_ms, self.options.election_timeout_max_ms
+        self.election_deadline_ms = self.now + low + (high - low) * self.rng.random()
+
+    def quorum_contact_ms(self) -> float:
+        """When a quorum was last in contact with this leader, itself included."""
+        contacts = sorted(
+            (
+                self.now if voter == self.node_id else self.progress[voter].last_contact_ms
+                for voter in self.configuration.voters
+            ),
+            reverse=True,
+        )
+        return contacts[self.configuration.quorum() - 1]
+
+    def leader_is_alive(self) -> bool:
+        """Whether this node has reason to keep its leader (thesis 4.2.3: then it gives no votes)."""
+        if self.now < self.no_votes_before_ms:
+            return True
+        recent = self.now - self.options.election_timeout_min_ms
+        if self.role is Role.LEADER:
+            return self.quorum_contact_ms() > recent
+        return (
+            self.leader_id is not None and not self.leader_suspected and self.last_leader_contact_ms > recent
+        )
+
+    # --- transitions ----------------------------------------------------------------------------------
+
+    def save_hard_state(self) -> None:
+        """Term and vote go to disk before any answer of this turn."""
+        self.effects.hard_state = HardState(self.term, self.voted_for)
+
+    def become_follower(self, term: int, leader_id: int | None, why: str) -> None:
+        """Follow in `term` (paper 5.1). The vote survives a step-down within the term."""
+        require(term >= self.term, f"term {term} after {self.term}")
+        was, old_leader = self.role, self.leader_id
+        if term > self.term:
+            self.term = term
+            self.voted_for = None
+            self.save_hard_state()
+        self.role = Role.FOLLOWER
+        self.leader_id = leader_id
+        self.leader_suspected = False
+        self.votes.clear()
+        if was is not Role.FOLLOWER:
+            self.reset_election_timeout()
+        if was is Role.LEADER:
+            self._abandon_leadership()
+        if was is not Role.FOLLOWER or old_leader != leader_id:
+            self._fail_follower_reads()
+            self.effects.role_changed = True
+            self.effects.news.append(why)
+
+    def become_pre_candidate(self) -> None:
+        """Ask for votes without touching term or vote (thesis 9.6)."""
+        require(self.role is not Role.LEADER, "a leader does not campaign")
+        self.role = Role.PRE_CANDIDATE
+        self.leader_id = None
+        self.votes = {self.node_id: True}
+        self._fail_follower_reads()
+        self.effects.role_changed = True
+        self.reset_election_timeout()
+
+    def become_candidate(self) -> None:
+        """A new term with a vote for oneself (paper 5.2)."""
+        require(self.role is Role.PRE_CANDIDATE, f"{self.role} cannot become a candidate")
+        self.role = Role.CANDIDATE
+        self.term += 1
+        self.voted_for = self.node_id
+        self.votes = {self.node_id: True}
+        self.save_hard_state()
+        self.effects.role_changed = True
+        self.reset_election_timeout()
+
+    def become_leader(self) -> None:
+        """Lead the term (paper 5.2, figure 2: nextIndex after the last entry, matchIndex 0)."""
+        require(self.role is Role.CANDIDATE, f"{self.role} cannot become leader")
+        require(
+            self.configuration.has_quorum(v for v, yes in self.votes.items() if yes), "no quorum of votes"
+        )
+        self.role = Role.LEADER
+        self.leader_id = self.node_id
+        self.leader_suspected = False
+        self.progress = {
+            peer: Progress(next_index=self.log.last_index + 1, last_contact_ms=self.now)
+            for peer in self.configuration.peers(self.node_id)
+        }
+        self.round = self.quorum_round = 0
+        self.rounds_sent.clear()
+        self.lease_from_ms = float("-inf")
+        self.term_first_index = self.log.last_index + 1
+        self.broadcast_index = self.log.last_index
+        self.heartbeat_due_ms = self.now
+        self.effects.role_changed = True
+        votes = sorted(voter for voter, yes in self.votes.items() if yes)
+        self.effects.news.append(f"leader of term {self.term}, votes from {votes}")
+
+    def _abandon_leadership(self) -> None:
+        for read in (*self.reads, *self.early_reads):
+            if read.origin is None:
+                self.effects.reads_failed.append(read.request_id)
+        self.reads.clear()
+        self.early_reads.clear()
+        self.progress.clear()
+        self.lease_from_ms = float("-inf")
+
+    def _fail_follower_reads(self) -> None:
+        self.effects.reads_failed.extend(sorted(self.follower_reads))
+        self.follower_reads.clear()

@@ -1,0 +1,256 @@
+"""The replicated state machine: values and ledger, changed only by applying log entries in order.
+
+Deterministic: the same entries give the same state and replies on every node (paper section 2); time is
+the leader's stamp inside the entry, never this node's clock. Nothing here is kept on disk: a restarted
+node applies its log again. What stands in the log is never refused by an exception because of its
+arguments, for such an entry would stop every node for ever; it gets an Error reply, the same on every
+node. Only an entry that this version cannot understand raises: to go on would be to diverge.
+
+Owner: the raft worker thread; no method may be called by another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+
+from ledger.ledger import Context, Ledger
+from raft.core.entry import Entry, EntryKind
+from raft.machine.arguments import RefusedError
+from raft.machine.batch import decode_batch
+from raft.machine.commands import COMMANDS, Kind, word_bounds, wrong_arity
+from raft.machine.keyvalue import KeyValue
+from raft.replies import OK, Error, Reply
+
+_Handler = Callable[[list[bytes]], Reply]
+_Row = tuple[_Handler, int, int]  # what executes a command, its fewest and its most words
+_Rows = dict[bytes, _Row]
+
+_DIGEST_AT_END = Error("ERR digest")  # takes the digest's place until the whole entry is applied
+
+
+class MachineError(Exception):
+    """The machine was given what it cannot apply or answer. Fatal: the node must stop."""
+
+
+class OutOfOrderError(MachineError):
+    """An entry that does not follow the last one applied."""
+
+
+class UnknownCommandError(MachineError):
+    """A command that this version does not know, perhaps from a newer one, or no read where one must be."""
+
+
+class Machine:
+    """Applies entries and answers reads. cluster_name is part of the digest.
+
+    kv, ledger: the state. applied_index, applied_term: of the last entry applied (0 before the first).
+    """
+
+    __slots__ = (
+        "_digest_asked",
+        "_quiet_rows",
+        "_read_rows",
+        "_rows",
+        "applied_index",
+        "applied_term",
+        "cluster_name",
+        "kv",
+        "ledger",
+    )
+
+    def __init__(self, cluster_name: str) -> None:
+        self.cluster_name = cluster_name
+        self.kv = KeyValue()
+        self.ledger = Ledger()
+        self.applied_index = 0
+        self.applied_term = 0
+        self._digest_asked = False
+        reads, writes = self._value_rows(Kind.READ), self._value_rows(Kind.WRITE)
+        system = self._system_rows()
+        self._rows = {**reads, **writes, **system, **_containers(self._ledger_command, self._digest_later)}
+        self._quiet_rows: _Rows = {
+            **{name: (_nothing, fewest, most) for name, (_, fewest, most) in reads.items()},
+            **writes,
+            **system,
+            **_containers(self._ledger_write, self._no_digest),
+        }
+        self._read_rows = {**reads, **_containers(self._ledger_read, self._digest_now)}
+
+    @property
+    def at_ms(self) -> int:
+        """The log's time: the latest stamp applied, ms since the epoch."""
+        return self.kv.at_ms
+
+    # --- applying ---
+
+    def apply(self, entry: Entry, want_replies: bool = True) -> list[Reply]:
+        """Applies the next entry. One reply per command of a COMMANDS entry, in order; [] for other kinds.
+
+        want_replies=False leaves out pure reads and returns []. Raises OutOfOrderError, UnknownCommandError
+        and BatchFormatError; all of them are fatal.
+        """
+        if entry.kind == EntryKind.COMMANDS:
+            batch = decode_batch(entry.data)
+            return self.apply_commands(entry.index, entry.term, batch.at_ms, batch.commands, want_replies)
+        if entry.kind not in (EntryKind.NOOP, EntryKind.CONFIGURATION):
+            raise UnknownCommandError(f"entry {entry.index} is of the unknown kind {entry.kind}")
+        self._follow(entry.index, entry.term)
+        return []
+
+    def apply_commands(
+        self, index: int, term: int, at_ms: int, commands: list[list[bytes]], want_replies: bool = True
+    ) -> list[Reply]:
+        """The same for a COMMANDS entry whose commands are at hand. at_ms: the leader's stamp."""
+        self._follow(index, term)
+        self.kv.advance(at_ms)
+        rows = self._rows if want_replies else self._quiet_rows
+        replies: list[Reply] = []
+        for words in commands:
+            row = rows.get(words[0]) or rows.get(words[0].upper())
+            if row is None:
+                raise UnknownCommandError(f"entry {index} holds the unknown command {words[0][:64]!r}")
+            handler, fewest, most = row
+            if fewest <= len(words) <= most:
+                try:
+                    replies.append(handler(words))
+                except RefusedError as refused:
+                    replies.append(refused.error)
+            else:
+                replies.append(_wrong_arity(words))
+        if self._digest_asked:
+            self._digest_asked = False
+            answer: Reply = [index, self.digest()]
+            replies = [answer if reply is _DIGEST_AT_END else reply for reply in replies]
+        return replies if want_replies else []
+
+    def _follow(self, index: int, term: int) -> None:
+        if index != self.applied_index + 1:
+            raise OutOfOrderError(f"entry {index} after entry {self.applied_index}")
+        self.applied_index = index
+        self.applied_term = term
+
+    # --- reading ---
+
+    def read(self, args: list[bytes], now_ms: int) -> Reply:
+        """The reply to a Kind.READ command at the state as applied. now_ms: this node's clock, for TTL and
+        PTTL.
+
+        Raises UnknownCommandError for any other command: only a bug sends one here.
+        """
+        row = self._read_rows.get(args[0]) or self._read_rows.get(args[0].upper())
+        if row is None:
+            raise UnknownCommandError(f"{args[0][:64]!r} is not a read")
+        handler, fewest, most = row
+        if not fewest <= len(args) <= most:
+            return _wrong_arity(args)
+        self.kv.reader_ms = now_ms
+        try:
+            return handler(args)
+        except RefusedError as refused:
+            return refused.error
+
+    def next_expiry_ms(self) -> int | None:
+        """When the next key is due, ms since the epoch: the leader then proposes ~EXPIRE. None: no key is."""
+        return self.kv.next_expiry_ms()
+
+    def take_events(self) -> list[tuple[str, str]]:
+        """(channel, payload) of everything that happened in the ledger since the last call."""
+        return self.ledger.take_events()
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all replicated state: equal on all nodes that applied the same entries.
+
+        Covers the cluster's name, applied index and term, the log's time, values and times of expiry in their
+        (replicated) order, and the ledger. Takes 0.3 to 1 s for a million keys.
+        """
+        hasher = hashlib.sha256()
+        head = f"{self.cluster_name}\n{self.applied_index} {self.applied_term} {self.at_ms}\n"
+        hasher.update(head.encode())
+        self.kv.feed(hasher.update)
+        self.ledger.digest_into(hasher)
+        return hasher.hexdigest()
+
+    # --- what executes what ---
+
+    def _value_rows(self, kind: Kind) -> _Rows:
+        """Rows of KeyValue's commands of one kind, under their upper-case and lower-case names."""
+        rows: _Rows = {}
+        for name, spec in COMMANDS.items():
+            if spec.kind is kind and spec.container is None:
+                method = "delete" if name == b"DEL" else name.decode("ascii").lower()
+                fewest, most, _ = word_bounds(spec)
+                rows[name] = rows[name.lower()] = (getattr(self.kv, method), fewest, most)
+        return rows
+
+    def _system_rows(self) -> _Rows:
+        """Rows of what only leaders propose."""
+        rows: _Rows = dict.fromkeys(_LEDGER_SYSTEM, (self._ledger_system, 1, sys.maxsize))
+        rows[b"~EXPIRE"] = (_expired, 1, 1)
+        return rows
+
+    def _context(self) -> Context:
+        return Context(self.applied_index, self.applied_term, self.kv.at_ms)
+
+    def _ledger_system(self, words: list[bytes]) -> Reply:
+        return self.ledger.execute(words, self._context())
+
+    def _ledger_command(self, words: list[bytes]) -> Reply:
+        _kind(words)  # raises if unknown
+        return self.ledger.execute(words, self._context())
+
+    def _ledger_write(self, words: list[bytes]) -> Reply:
+        """The same where no reply is wanted: reads have no effect and are left out."""
+        return None if _kind(words) is Kind.READ else self.ledger.execute(words, self._context())
+
+    def _ledger_read(self, words: list[bytes]) -> Reply:
+        if _kind(words) is not Kind.READ:
+            raise UnknownCommandError(f"{words[:2]!r} is not a read")
+        return self.ledger.execute(words, self._context())
+
+    def _digest_later(self, words: list[bytes]) -> Reply:
+        """RAFT DIGEST inside an entry answers for the end of the entry, as every node will at that index."""
+        _kind(words)  # raises for all of RAFT but DIGEST
+        if len(words) != 2:
+            return _wrong_arity(words)
+        self._digest_asked = True
+        return _DIGEST_AT_END
+
+    def _no_digest(self, words: list[bytes]) -> Reply:
+        _kind(words)
+        return None
+
+    def _digest_now(self, words: list[bytes]) -> Reply:
+        _kind(words)
+        return [self.applied_index, self.digest()] if len(words) == 2 else _wrong_arity(words)
+
+
+_LEDGER_SYSTEM = (b"~TERM", b"~OPEN", b"~CLOSE", b"~PROJECTED")
+
+
+def _containers(ledger: _Handler, digest: _Handler) -> _Rows:
+    """Rows of the commands of two words, whose handlers count the rest of the words themselves."""
+    names = ((b"FOLLOWER", ledger), (b"REWARD", ledger), (b"INTERVAL", ledger), (b"RAFT", digest))
+    return {case: (handler, 2, sys.maxsize) for name, handler in names for case in (name, name.lower())}
+
+
+def _kind(words: list[bytes]) -> Kind:
+    """READ or WRITE, of a command of two words. Raises UnknownCommandError for what is neither."""
+    spec = COMMANDS.get(words[0].upper() + b" " + words[1].upper())
+    if spec is None or spec.kind not in (Kind.READ, Kind.WRITE):
+        raise UnknownCommandError(f"unknown command {words[:2]!r}")
+    return spec.kind
+
+
+def _expired(_words: list[bytes]) -> Reply:
+    """~EXPIRE: due keys went when its entry began, as at the beginning of every entry."""
+    return OK
+
+
+def _nothing(_words: list[bytes]) -> Reply:
+    return None
+
+
+def _wrong_arity(words: list[bytes]) -> Error:
+    return wrong_arity(words[0].decode("utf-8", "backslashreplace").lower())

@@ -1,0 +1,54 @@
+"""What can go wrong with a node's disk. Every message names the file and, where there is one, the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class StorageError(Exception):
+    """Fatal: the disk failed or holds what it must not hold. The node must stop (exit 1).
+
+    After a failed write or fsync nothing is tried again on the same file: the kernel may have dropped the
+    bytes and marked the pages clean, so that a second fsync would lie.
+    """
+
+
+class CorruptLogError(StorageError):
+    """A file of this node is damaged: data that was once safe on disk cannot be read back.
+
+    file: the damaged file; offset: the byte in it at which the damage was noticed; reason: what is wrong.
+    """
+
+    def __init__(self, file: Path, offset: int, reason: str) -> None:
+        self.file = file
+        self.offset = offset
+        self.reason = reason
+        super().__init__(
+            f"{file}: damaged at byte {offset}: {reason}. The file was left as it is. If a majority of the "
+            f"other members is healthy, check the disk, take this node out of the cluster, empty its data "
+            f"directory and let it join again as a new member; otherwise restore the directory from a backup"
+        )
+
+
+class FormatVersionError(StorageError):
+    """A file was written in another format version; the message names both versions."""
+
+    def __init__(self, file: Path, found: int, wanted: int) -> None:
+        self.file = file
+        self.found = found
+        self.wanted = wanted
+        super().__init__(f"{file}: has format version {found}, this program reads version {wanted}")
+
+
+class IdentityError(StorageError):
+    """The data directory belongs to another node or cluster, or nobody can tell to whom."""
+
+
+class DirectoryLockedError(StorageError):
+    """Another process has the data directory open."""
+
+
+class DiskFullError(Exception):
+    """No space left (ENOSPC or EDQUOT) before anything was promised. Recoverable: the log is as it was before
+    the call that failed, and the same call works once there is space again. Not a StorageError, so that
+    `except StorageError` means "stop the node"."""

@@ -1,0 +1,97 @@
+"""Whose data directory this is: a node must never go on with another node's vote and log."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from raft.storage import hard_state, segments
+from raft.storage.atomic_file import read_file, replace_file
+from raft.storage.disk import Disk
+from raft.storage.errors import DirectoryLockedError, FormatVersionError, IdentityError, StorageError
+
+NAME = "identity.json"
+LOCK_NAME = "lock"
+VERSION = 1
+MAX_BYTES = 65536
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """The content of identity.json. created_at: ISO 8601, for people only."""
+
+    format_version: int
+    cluster: str
+    node_id: int
+    created_at: str
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int
+
+
+class DirectoryLock:
+    """Keeps a second process out of a data directory. The kernel frees it on any exit."""
+
+    def __init__(self, directory: Path, disk: Disk | None = None) -> None:
+        """Raises DirectoryLockedError, StorageError."""
+        self._disk = disk or Disk()
+        self.path = directory / LOCK_NAME
+        try:
+            self._fd = self._disk.lock(self.path)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot lock the data directory: {error}") from error
+        if self._fd is None:
+            raise DirectoryLockedError(f"{directory}: another process is using this data directory")
+
+    def release(self) -> None:
+        """Let go. A second call does nothing."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            self._disk.close(fd)
+
+
+def decode_identity(content: bytes, file: Path) -> Identity:
+    """Raises IdentityError, FormatVersionError; both name the file."""
+    try:
+        version = msgspec.json.decode(content, type=_Versioned).format_version
+        if version != VERSION:
+            raise FormatVersionError(file, version, VERSION)
+        return msgspec.json.decode(content, type=Identity)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise IdentityError(f"{file}: not a valid identity file: {error}") from error
+
+
+def check_identity(
+    directory: Path, cluster: str, node_id: int, *, disk: Disk | None = None, now: str | None = None
+) -> Identity:
+    """Make sure that an existing directory belongs to this node; a new one is made to belong to it.
+
+    now: an ISO 8601 time for a new identity. Raises IdentityError saying what was found and what is wanted,
+    FormatVersionError, StorageError, DiskFullError.
+    """
+    disk = disk or Disk()
+    path = directory / NAME
+    content = read_file(disk, path, MAX_BYTES)
+    if content is None:
+        foreign = sorted(name for name in disk.listdir(directory) if _is_data(name))
+        if foreign:
+            raise IdentityError(
+                f"{directory}: has data ({foreign[0]}) but no {NAME}, so nobody can tell whose it is; "
+                f"wanted node {node_id} of cluster {cluster!r}"
+            )
+        identity = Identity(VERSION, cluster, node_id, now or datetime.now(UTC).isoformat(timespec="seconds"))
+        replace_file(disk, path, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
+        return identity
+    found = decode_identity(content, path)
+    if (found.cluster, found.node_id) != (cluster, node_id):
+        raise IdentityError(
+            f"{path}: this directory belongs to node {found.node_id} of cluster {found.cluster!r}, "
+            f"wanted node {node_id} of cluster {cluster!r}"
+        )
+    return found
+
+
+def _is_data(name: str) -> bool:
+    return name == hard_state.NAME or segments.first_index_of(name) is not None

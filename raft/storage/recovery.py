@@ -1,0 +1,205 @@
+"""Reading the log again after a stop or a crash: verify everything, cut a torn tail, refuse anything else.
+
+The rules stand in record.py, "How it is read again".
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raft.storage import segments
+from raft.storage.disk import Disk, write_all
+from raft.storage.errors import CorruptLogError, FormatVersionError, StorageError
+from raft.storage.record import (
+    HEADER_SIZE,
+    VERSION,
+    FormatError,
+    VersionMismatchError,
+    decode_header,
+    find_evidence,
+    scan_segment,
+)
+from raft.storage.segments import Segment
+from raft.storage.term_runs import TermRuns
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Recovered:
+    """The log as found: segments oldest first, only the last one's file open. proven: the highest index that
+    the files themselves say was durable."""
+
+    segments: list[Segment] = field(default_factory=list)
+    runs: TermRuns = field(default_factory=TermRuns)
+    last_term: int = 0
+    proven: int = 0
+
+
+@dataclass(slots=True)
+class _Fault:
+    """The log breaks off: the record bad_index at byte offset of the segment file `file` is bad."""
+
+    file: int
+    offset: int
+    bad_index: int
+    reason: str
+
+
+class Recovery:
+    """One pass over a data directory. Used by LogStore.open, on its thread."""
+
+    def __init__(self, disk: Disk, directory: Path, oldest_needed: int, on_progress: Progress | None) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._oldest_needed = oldest_needed
+        self._on_progress = on_progress
+        self._files: list[tuple[int, Path]] = []
+        self._found = Recovered()
+
+    def run(self, fsync: bool) -> Recovered:
+        """Verify the log, cut a torn tail; with fsync, make sure that what is left is durable.
+
+        Raises CorruptLogError, FormatVersionError, StorageError; nothing stays open then.
+        """
+        try:
+            self._list_files()
+            fault = self._verify()
+            if fault is not None:
+                self._refuse_if_durable(fault)
+                self._cut(fault)
+            if fsync:
+                self._make_durable()
+        except BaseException as error:
+            for segment in self._found.segments:
+                segments.close(self._disk, segment)
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"{error.filename or self._directory}: cannot read the log: {error}"
+                ) from error
+            raise
+        return self._found
+
+    def _make_durable(self) -> None:
+        """Write again, and fsync, every record that the files do not prove durable.
+
+        They may be in the page cache only; and after a failed fsync the cache calls pages clean that never
+        reached the disk, so that a mere fsync would not help.
+        """
+        for segment in reversed(self._found.segments):
+            if segment.last_index <= self._found.proven:
+                break
+            lo = segment.cut_position(max(self._found.proven + 1, segment.first_index))
+            fd = self._disk.open(segment.path) if segment.fd is None else segment.fd
+            try:
+                write_all(self._disk, fd, self._disk.pread(fd, segment.end - lo, lo), lo)
+                self._disk.fdatasync(fd)
+            except OSError as error:
+                raise StorageError(f"{segment.path}: cannot make the log durable: {error}") from error
+            finally:
+                if fd != segment.fd:
+                    self._disk.close(fd)
+
+    def _list_files(self) -> None:
+        for name in self._disk.listdir(self._directory):
+            first_index = segments.first_index_of(name)
+            if first_index is not None:
+                self._files.append((first_index, self._directory / name))
+            elif segments.is_temporary(name):
+                self._disk.unlink(self._directory / name)
+        self._disk.fsync_dir(self._directory)  # names found now must not vanish with a later power loss
+        self._files.sort()
+        if self._files and self._files[0][0] > self._oldest_needed:
+            first, path = self._files[0]
+            raise CorruptLogError(
+                path, 0, f"entries {self._oldest_needed} to {first - 1} are missing before it"
+            )
+
+    def _read(self, path: Path) -> tuple[int, bytes]:
+        fd = self._disk.open(path)
+        try:
+            return fd, self._disk.pread(fd, self._disk.size(fd), 0)
+        except BaseException:
+            self._disk.close(fd)
+            raise
+
+    def _check_header(self, path: Path, blob: bytes, first_index: int) -> int:
+        """The header's synced. Raises if the header is not what record.py promises."""
+        try:
+            found, synced = decode_header(blob)
+        except FormatError as error:
+            raise CorruptLogError(path, error.offset, error.reason) from error
+        except VersionMismatchError as error:
+            raise FormatVersionError(path, error.found, VERSION) from error
+        if found != first_index:
+            raise CorruptLogError(path, 0, f"its header says that it begins with entry {found}")
+        return synced
+
+    def _verify(self) -> _Fault | None:
+        """Read the segments in order up to the first fault."""
+        found, expected = self._found, 0
+        for position, (first_index, path) in enumerate(self._files):
+            if position and first_index != expected:
+                last = found.segments[-1]
+                if first_index < expected:
+                    raise CorruptLogError(path, 0, f"begins again with {first_index}, which {last.path} has")
+                reason = f"record {expected} is missing, the next file is {path.name}"
+                return _Fault(position - 1, last.end, expected, reason)
+            fd, blob = self._read(path)
+            if found.segments:
+                segments.close(self._disk, found.segments[-1])
+            segment = Segment(path, first_index, array("Q"), HEADER_SIZE, len(blob), fd)
+            found.segments.append(segment)
+            synced = self._check_header(path, blob, first_index)
+            try:
+                scan = scan_segment(blob, first_index, found.last_term)
+            except FormatError as error:
+                raise CorruptLogError(path, error.offset, error.reason) from error
+            segment.offsets, segment.end = scan.offsets, scan.end
+            found.last_term, found.proven = scan.last_term, max(found.proven, synced, scan.synced)
+            for index, term in scan.runs:
+                found.runs.add(index, term)
+            expected = segment.last_index + 1
+            if scan.fault is not None:
+                return _Fault(position, scan.end, expected, scan.fault)
+            if self._on_progress is not None:
+                self._on_progress(position + 1, len(self._files))
+        return None
+
+    def _refuse_if_durable(self, fault: _Fault) -> None:
+        """Raise CorruptLogError if anything behind the fault proves that the bad record had been durable."""
+        path = self._files[fault.file][1]
+        for position in range(fault.file, len(self._files)):
+            first_index, later = self._files[position]
+            fd, blob = self._read(later)
+            self._disk.close(fd)
+            start = fault.offset if position == fault.file else HEADER_SIZE
+            evidence = find_evidence(blob, start, fault.bad_index)
+            if evidence is not None:
+                offset, index = evidence
+                proof = f"record {index} at byte {offset} of {later.name} says that it had been safe on disk"
+                raise CorruptLogError(path, fault.offset, f"{fault.reason}; {proof}")
+            if position > fault.file and self._check_header(later, blob, first_index) >= fault.bad_index:
+                proof = f"the header of {later.name} says that it had been safe on disk"
+                raise CorruptLogError(path, fault.offset, f"{fault.reason}; {proof}")
+
+    def _cut(self, fault: _Fault) -> None:
+        """Cut the torn tail: later files newest first, then the rest of this one."""
+        segment = self._found.segments[fault.file]
+        removed = [path.name for _, path in self._files[fault.file + 1 :]]
+        logger.warning(
+            "%s: torn tail cut at byte %d: %s%s",
+            segment.path,
+            fault.offset,
+            fault.reason,
+            f"; removed {', '.join(removed)}" if removed else "",
+        )
+        for _, path in reversed(self._files[fault.file + 1 :]):
+            self._disk.unlink(path)
+            self._disk.fsync_dir(self._directory)
+        segments.cut(self._disk, segment, fault.bad_index)

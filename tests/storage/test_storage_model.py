@@ -1,0 +1,94 @@
+"""Random sequences of operations, restarts, full disks and power losses against a plain list."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from storage_helpers import make_disk, make_entries, open_store, read_log
+
+from raft.core.entry import Entry
+from raft.storage.errors import DiskFullError
+
+
+class LogMachine(RuleBasedStateMachine):
+    """model: what the log holds; promised: how many of its first entries must survive a power loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = make_disk(sector=32)
+        self.store = open_store(self.disk, segment_bytes=400, cache_bytes=1500)
+        self.model: list[Entry] = []
+        self.promised = 0
+        self.term = 1
+
+    @rule(count=st.integers(1, 12), size=st.none() | st.integers(0, 700), newer=st.booleans())
+    def append(self, count: int, size: int | None, newer: bool) -> None:
+        self.term += newer
+        entries = make_entries(len(self.model) + 1, len(self.model) + count, self.term, size)
+        self.store.append(entries)
+        self.model += entries
+
+    @rule(count=st.integers(1, 12), size=st.none() | st.integers(0, 200), written=st.integers(0, 300))
+    def append_on_a_full_disk(self, count: int, size: int | None, written: int) -> None:
+        fault = self.disk.fail("pwrite", 28, written=written, skip=written % 2)
+        entries = make_entries(len(self.model) + 1, len(self.model) + count, self.term, size)
+        with contextlib.suppress(DiskFullError):
+            self.store.append(entries)
+            self.model += entries
+        self.disk.faults.remove(fault)
+
+    @rule()
+    def sync(self) -> None:
+        self.store.sync()
+        self.promised = len(self.model)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        from_index = data.draw(st.integers(1, len(self.model) + 1))
+        self.store.truncate_suffix(from_index)
+        del self.model[from_index - 1 :]
+        self.promised = len(self.model)
+        self.term += 1
+
+    @rule(closed=st.booleans(), segment_bytes=st.sampled_from([200, 400, 3000]))
+    def restart(self, closed: bool, segment_bytes: int) -> None:
+        if closed:
+            self.store.close()
+        self.store = open_store(self.disk, segment_bytes=segment_bytes, cache_bytes=1500)
+        self.promised = len(self.model)
+
+    @rule(seed=st.integers(0, 2**32))
+    def power_loss(self, seed: int) -> None:
+        rng = random.Random(seed)
+        share = rng.choice([0.0, 0.5, 0.9, 1.0])
+        self.disk = self.disk.after_power_loss(lambda _: rng.random() < share)
+        self.store = open_store(self.disk, segment_bytes=400, cache_bytes=1500)
+        found = read_log(self.store)
+        assert found == self.model[: len(found)]
+        assert len(found) >= self.promised
+        self.model = found
+        self.promised = len(found)
+
+    @rule(data=st.data(), max_bytes=st.integers(0, 2000))
+    def read(self, data: st.DataObject, max_bytes: int) -> None:
+        lo = data.draw(st.integers(1, len(self.model) + 1))
+        hi = data.draw(st.integers(lo, len(self.model) + 1))
+        found = self.store.entries(lo, hi, max_bytes)
+        assert list(found) == self.model[lo - 1 : lo - 1 + len(found)]
+        assert len(found) <= 1 or sum(len(entry.data) for entry in found) <= max_bytes
+        assert bool(found) == (lo < hi)
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.store.last_index == len(self.model)
+        assert self.promised <= self.store.durable_index <= self.store.last_index
+        assert read_log(self.store) == self.model
+
+
+TestLogAgainstAList = LogMachine.TestCase
+TestLogAgainstAList.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)

@@ -1,0 +1,157 @@
+"""The raft port's listener: one thread accepts, short-lived helper threads shake hands."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+from raft.transport.handover import Handover, Incoming
+from raft.transport.handshake import DEADLINE_S, HandshakeError, Welcome, receive, wrap_incoming
+from raft.transport.quiet_log import QuietLog
+
+MAX_HANDSHAKES = 32
+_BACKLOG = 128
+# accept() says one of these when the node is short of something for a moment, or the dialer has gone again
+_PASSING = {errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPROTO}
+_PASSING_PAUSE_S = 0.1
+
+_logger = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket on host:port (port 0: any). Raises OSError, e.g. if the port is taken."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Acceptor:
+    """Accepts connections and hands those of verified peers to the worker.
+
+    At most max_handshakes helper threads exist at once; a connection beyond that is closed at once (a peer
+    dials again). is_member and on_peer are called by the helper threads; on_peer(peer_id) follows every
+    accepted handshake. start and stop may be called by any thread.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        welcome: Welcome,
+        cluster: str,
+        is_member: Callable[[int], bool],
+        on_peer: Callable[[int], None],
+        handover: Handover,
+        quiet_log: QuietLog,
+        on_fatal: Callable[[str, BaseException], None],
+        max_handshakes: int = MAX_HANDSHAKES,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self._listener = listener
+        self._welcome = welcome
+        self._cluster = cluster
+        self._is_member = is_member
+        self._on_peer = on_peer
+        self._handover = handover
+        self._quiet_log = quiet_log
+        self._on_fatal = on_fatal
+        self._max_handshakes = max_handshakes
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._handshakes: dict[threading.Thread, socket.socket] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="raft-accept", daemon=True)
+        self._started = 0
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Close the listener, break off handshakes under way, wait up to timeout_s seconds for each thread.
+        False if one is still running then."""
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); close() alone would not
+        self._thread.join(timeout_s)
+        self._listener.close()
+        with self._lock:
+            running = dict(self._handshakes)
+        for sock in running.values():
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in running:
+            thread.join(timeout_s)
+        return not any(thread.is_alive() for thread in (self._thread, *running))
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                try:
+                    sock, address = self._listener.accept()
+                except OSError as error:
+                    if self._stopping.is_set():
+                        return
+                    if error.errno not in _PASSING:
+                        raise
+                    self._quiet_log.warning("accept", "raft port", str(error))
+                    self._stopping.wait(_PASSING_PAUSE_S)
+                    continue
+                self._begin(sock, str(address[0]))
+        except Exception as error:  # noqa: BLE001  a node nobody can reach is a zombie: let it stop
+            self._on_fatal(self._thread.name, error)
+
+    def _begin(self, sock: socket.socket, host: str) -> None:
+        """Start a helper thread for a new connection, or close it if there are too many."""
+        self._started += 1
+        thread = threading.Thread(
+            target=self._shake, args=(sock, host), name=f"raft-handshake-{self._started}", daemon=True
+        )
+        with self._lock:
+            room = len(self._handshakes) < self._max_handshakes and not self._stopping.is_set()
+            if room:
+                self._handshakes[thread] = sock
+        if room:
+            thread.start()
+        else:
+            sock.close()
+            text = f"dropped: {self._max_handshakes} handshakes are under way"
+            self._quiet_log.warning("too many", host, text)
+
+    def _shake(self, sock: socket.socket, host: str) -> None:
+        """Body of a helper thread: one handshake."""
+        thread = threading.current_thread()
+        try:
+            try:
+                peer = wrap_incoming(sock)
+                hello = receive(peer, self._welcome, self._cluster, self._is_member, self._deadline_s)
+                peer.setblocking(False)
+            finally:
+                with self._lock:
+                    del self._handshakes[thread]
+            _logger.info("node %d: has dialed in from %s (run %s)", hello.from_id, host, hello.run_id[:40])
+            self._handover.put_incoming(Incoming(hello.from_id, hello.run_id, peer))
+            self._on_peer(hello.from_id)
+        except HandshakeError as failure:
+            sock.close()
+            if not self._stopping.is_set():
+                self._quiet_log.warning(failure.cause, host, f"refused on the raft port: {failure}")
+        except OSError as error:
+            sock.close()
+            if not self._stopping.is_set():
+                self._quiet_log.warning("broken", host, f"lost in the handshake: {error}")
+        except Exception as error:  # noqa: BLE001  a fault of this program, not of the peer
+            sock.close()
+            self._on_fatal(thread.name, error)

@@ -1,0 +1,151 @@
+"""The two directions of a peer's connection, as the worker sees them: what comes in, what goes out."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from dataclasses import dataclass
+
+from raft.transport.codec import MessageCodec, MessageError
+from raft.transport.dialer import Dialer
+from raft.transport.frames import FrameDecoder, FrameType
+from raft.transport.node_messages import PeerMessage
+
+_COALESCE_BYTES = 128 * 1024  # small frames leave together in one send of about this size
+
+
+class LinkClosedError(Exception):
+    """The peer closed the connection or it broke."""
+
+
+@dataclass(slots=True)
+class PeerStatistics:
+    """What went over a peer's connections since this node started. Bytes are those of the TCP stream."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    messages_in: int = 0
+    messages_out: int = 0
+    connects_in: int = 0  # connections the peer made to this node
+    connects_out: int = 0  # connections this node made; the first one is no reconnect
+    refused_sends: int = 0  # messages the full outbox or a missing connection turned away
+
+
+class IncomingLink:
+    """A connection the peer dialed: this node only reads it. Worker only."""
+
+    def __init__(self, peer_id: int, run_id: str, sock: socket.socket, statistics: PeerStatistics) -> None:
+        self.peer_id = peer_id
+        self.run_id = run_id
+        self.sock = sock
+        self._statistics = statistics
+        self._decoder = FrameDecoder()
+
+    def read(self, buffer: memoryview, codec: MessageCodec) -> list[PeerMessage]:
+        """One recv of at most len(buffer) bytes; returns the messages that became complete.
+
+        Raises LinkClosedError at the end of the stream, FrameError or MessageError for bytes that are no
+        messages: the caller drops the link on each of them.
+        """
+        try:
+            size = self.sock.recv_into(buffer)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise LinkClosedError(str(error)) from error
+        if size == 0:
+            raise LinkClosedError("closed by the peer")
+        messages = []
+        for frame_type, payload in self._decoder.feed(buffer[:size]):
+            if frame_type is not FrameType.MESSAGE:
+                raise MessageError(f"a {frame_type.name} frame after the handshake")
+            messages.append(codec.decode(payload))
+        self._statistics.bytes_in += size
+        self._statistics.messages_in += len(messages)
+        return messages
+
+
+class OutgoingLink:
+    """A connection this node dialed: it only sends on it. Worker only.
+
+    Frames wait in an outbox of at most outbox_bytes until the socket takes them. opened_s is the caller's
+    clock.
+    """
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        run_id: str,
+        sock: socket.socket,
+        outbox_bytes: int,
+        opened_s: float,
+        statistics: PeerStatistics,
+    ) -> None:
+        self.peer_id = dialer.peer_id
+        self.dialer = dialer
+        self.run_id = run_id
+        self.sock = sock
+        self.opened_s = opened_s
+        self.waits_for_room = False  # registered for EPOLLOUT
+        self._outbox_bytes = outbox_bytes
+        self._queue: deque[bytes] = deque()
+        self._head = memoryview(b"")  # what is being sent
+        self._waiting_bytes = 0  # in _queue and _head
+        self._statistics = statistics
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes in the outbox."""
+        return self._waiting_bytes
+
+    def put(self, frame: bytes) -> bool:
+        """Queue a frame; False if the outbox would pass its bound (an empty outbox takes any frame)."""
+        if self._waiting_bytes and self._waiting_bytes + len(frame) > self._outbox_bytes:
+            self._statistics.refused_sends += 1
+            return False
+        self._queue.append(frame)
+        self._waiting_bytes += len(frame)
+        self._statistics.messages_out += 1
+        return True
+
+    def flush(self) -> bool:
+        """Send what the socket takes; True when the outbox is empty. Raises LinkClosedError."""
+        try:
+            while self._waiting_bytes:
+                if not self._head:
+                    self._head = memoryview(self._next_chunk())
+                sent = self.sock.send(self._head)
+                self._head = self._head[sent:]
+                self._waiting_bytes -= sent
+                self._statistics.bytes_out += sent
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise LinkClosedError(str(error)) from error
+        return True
+
+    def check(self) -> None:
+        """The socket is readable although the peer never sends here: raises LinkClosedError if it is the end,
+        MessageError if it is bytes."""
+        try:
+            data = self.sock.recv(1)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise LinkClosedError(str(error)) from error
+        if data:
+            raise MessageError("bytes on a connection that only this node may use to send")
+        raise LinkClosedError("closed by the peer")
+
+    def _next_chunk(self) -> bytes:
+        """The next frame, or several small ones in one piece."""
+        queue = self._queue
+        first = queue.popleft()
+        if not queue or len(first) >= _COALESCE_BYTES:
+            return first
+        chunk = [first]
+        size = len(first)
+        while queue and size + len(queue[0]) <= _COALESCE_BYTES:
+            size += len(queue[0])
+            chunk.append(queue.popleft())
+        return b"".join(chunk) if len(chunk) > 1 else first

@@ -1,0 +1,68 @@
+"""Helpers of the transport's tests: real sockets on loopback, one thread drives all networks under test."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from raft.transport.acceptor import listen
+from raft.transport.handshake import PROTOCOL_VERSION, Hello, Welcome, introduce, receive
+from raft.transport.network import PeerNetwork
+
+HOST = "127.0.0.1"
+CLUSTER = "test"
+
+
+def drive(networks: list[PeerNetwork], until: Callable[[], Any], deadline_s: float = 10.0) -> list[Any]:
+    """Poll the networks in turn until the condition holds; returns (receiver, sender, message) of all."""
+    received = []
+    end = time.monotonic() + deadline_s
+    while not until():
+        assert time.monotonic() < end, "the awaited condition did not come about in time"
+        for network in networks:
+            for sender, message in network.poll(0.002):
+                received.append((network.node_id, sender, message))
+    return received
+
+
+def wait_for(condition: Callable[[], Any], deadline_s: float = 10.0) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "the awaited condition did not come about in time"
+        time.sleep(0.002)
+
+
+def dial_raw(
+    address: tuple[str, int], from_id: int, to_id: int, run_id: str = "raw", cluster: str = CLUSTER
+) -> socket.socket:
+    """A hand-made peer: a connected socket that has passed the handshake."""
+    sock = socket.create_connection(address, timeout=5)
+    introduce(sock, Hello(cluster, PROTOCOL_VERSION, from_id, to_id, run_id), 5)
+    return sock
+
+
+def accept_raw(listener: socket.socket, node_id: int, run_id: str = "raw") -> socket.socket:
+    """A hand-made peer's side of a connection that the network under test dials."""
+    listener.settimeout(5)
+    sock, _ = listener.accept()
+    receive(sock, Welcome(node_id, run_id), CLUSTER, lambda _: True, 5)
+    sock.settimeout(5)
+    return sock
+
+
+def closed_by_peer(sock: socket.socket, deadline_s: float = 5.0) -> bool:
+    """Does the other side close the connection, having sent nothing more?"""
+    sock.settimeout(deadline_s)
+    try:
+        return sock.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def free_port() -> int:
+    """A port nobody listens on. (Another program may take it later; loopback in a test: unlikely.)"""
+    with listen(HOST, 0) as sock:
+        port: int = sock.getsockname()[1]
+        return port

@@ -1,0 +1,49 @@
+"""Which commands a handler thread answers itself, and how each command steers its connection."""
+
+from __future__ import annotations
+
+import sys
+
+from raft.clients.connection import Connection
+from raft.clients.local_commands import LOCAL_COMMANDS
+from raft.clients.shared import Command, Raw, ServerState
+from raft.clients.status_commands import STATUS_COMMANDS
+from raft.machine.commands import COMMANDS, CONTAINERS, CommandSpec, Kind, help_lines, not_supported_yet
+from raft.replies import Reply, Simple
+
+# These change how later answers look or whether there are any: everything before them must be answered first.
+BARRIERS = frozenset(
+    (b"HELLO", b"AUTH", b"RESET", b"QUIT", b"SUBSCRIBE", b"PSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE")
+)
+# What a RESP2 client may say while it is subscribed: it could not tell other answers from messages.
+ALLOWED_WHILE_SUBSCRIBED = frozenset(
+    (b"PING", b"RESET", b"QUIT", b"SUBSCRIBE", b"PSUBSCRIBE", b"UNSUBSCRIBE", b"PUNSUBSCRIBE")
+)
+
+HotRow = tuple[int, int, bool]  # fewest words, most words, whether it writes
+
+
+def _hot_rows() -> dict[bytes, HotRow]:
+    """Commands of one word for the worker, in both usual spellings: what `lookup` would say, in one step."""
+    rows: dict[bytes, HotRow] = {}
+    for name, spec in COMMANDS.items():
+        if spec.kind in (Kind.READ, Kind.WRITE) and spec.container is None and name not in CONTAINERS:
+            most = spec.arity if spec.arity > 0 else sys.maxsize
+            rows[name] = rows[name.lower()] = (abs(spec.arity), most, spec.kind is Kind.WRITE)
+    return rows
+
+
+HOT = _hot_rows()
+_HERE: dict[bytes, Command] = {**LOCAL_COMMANDS, **STATUS_COMMANDS}
+
+
+def answer_here(
+    spec: CommandSpec, connection: Connection, args: list[bytes], server: ServerState
+) -> Reply | Raw:
+    """Answers a command that is neither a read nor a write of the machine. On the handler thread."""
+    command = _HERE.get(spec.name)
+    if command is not None:
+        return command(connection, args, server)
+    if spec.container is not None and spec.name.endswith(b" HELP"):
+        return [Simple(line) for line in help_lines(spec.container)]
+    return not_supported_yet(spec)  # Kind.LATER; a test sees to it that nothing else comes here

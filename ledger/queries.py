@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ledger.arguments import RefusedError
+from ledger.followers import ACTIVE, Follower
 from ledger.history import latest
 from ledger.intervals import ClosedInterval, OpenInterval
 from ledger.state import LedgerState
@@ -14,9 +15,23 @@ _MAX_EXAMINED = 10_000  # followers looked at in one FOLLOWER LIST, however few 
 
 
 def follower_info(state: LedgerState, follower_id: str) -> Reply:
-    """FOLLOWER INFO: the fields of the `rewards` document, with balance for amount."""
-    fields: dict[str, Reply] = msgspec.structs.asdict(state.known(follower_id).row())
-    return {("balance" if name == "amount" else name): value for name, value in fields.items()}
+    """FOLLOWER INFO: the fields of the `rewards` document, with balance for amount; and turn."""
+    follower = state.known(follower_id)
+    fields: dict[str, Reply] = msgspec.structs.asdict(follower.row())
+    described = {("balance" if name == "amount" else name): value for name, value in fields.items()}
+    return {**described, "turn": _turn_of(state, follower)}
+
+
+def _turn_of(state: LedgerState, follower: Follower) -> int | None:
+    """The interval that the follower may answer now: open, with a turn for it that it has not answered.
+
+    With followers_per_interval > 0 this is how a follower finds out, since asking by REPORT would be spam.
+    """
+    interval = state.intervals.open
+    if interval is None or follower.state != ACTIVE:
+        return None
+    waiting = follower.id in interval.turns and interval.turns[follower.id] is None
+    return interval.number if waiting else None
 
 
 def list_followers(state: LedgerState, cursor: int, count: int, wanted_state: str | None) -> Reply:

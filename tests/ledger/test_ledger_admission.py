@@ -37,6 +37,7 @@ def test_join_admits_an_active_worker(book: Driver) -> None:
         "updated_at": book.at_ms,
         "applied_index": book.index,
         "pardon_reason": None,
+        "turn": None,
     }
     assert book.events("cluster") == ["joined alice"]
 

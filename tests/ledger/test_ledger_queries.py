@@ -145,6 +145,46 @@ def test_current_interval_open_and_closed(book: Driver) -> None:
     assert book.read("INTERVAL CURRENT") == book.read("INTERVAL SHOW", 1) == expected
 
 
+def test_info_tells_the_turn_until_it_is_answered_or_over(book: Driver) -> None:
+    book.join("a", "b")
+    assert book.read("FOLLOWER INFO", "a")["turn"] is None
+    assert book.open() == 1
+    assert [book.read("FOLLOWER INFO", each)["turn"] for each in "ab"] == [1, 1]
+    book.report("a")
+    assert [book.read("FOLLOWER INFO", each)["turn"] for each in "ab"] == [None, 1]
+    book.close()
+    assert [book.read("FOLLOWER INFO", each)["turn"] for each in "ab"] == [None, None]
+
+
+def test_info_tells_who_has_a_turn_in_rotation(book: Driver) -> None:
+    book.join("a", "b", "c", "d", "e")
+    seen = []
+    for _ in range(5):
+        number = book.open(followers_per_interval=2)
+        turns = {each: book.read("FOLLOWER INFO", each)["turn"] for each in "abcde"}
+        seen.append("".join(each for each, turn in turns.items() if turn == number))
+        assert set(turns.values()) == {number, None}
+        book.close()
+    assert seen == ["ab", "cd", "ae", "bc", "de"]
+
+
+@pytest.mark.parametrize("way_out", ["LEAVE", "spam", "late JOIN"])
+def test_info_tells_no_turn_that_a_report_would_not_get(book: Driver, way_out: str) -> None:
+    book.join("a")
+    book.open()
+    name = "a"
+    if way_out == "LEAVE":
+        book.ok("FOLLOWER LEAVE", "a")
+    elif way_out == "spam":
+        for _ in range(4):
+            book.do("FOLLOWER REPORT", "a", 99, b"")
+        assert book.info("a")["state"] == "banned"
+    else:
+        name = "late"
+        book.join("late")
+    assert book.read("FOLLOWER INFO", name)["turn"] is None
+
+
 def test_the_last_1000_intervals_are_kept(book: Driver) -> None:
     for _ in range(1001):
         book.round()

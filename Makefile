@@ -1,0 +1,44 @@
+# make help lists the targets. Each works alone on a fresh Debian 12 machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.requirements-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check bench sim chaos
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP)  ## virtual environment in .venv with everything that pip can bring
+
+# Made anew only when the requirements change. A .venv without pip is one that Debian could not finish.
+$(STAMP): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "super node needs Python 3.11 or newer, $(PYTHON) is older or missing; try: make PYTHON=python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python cannot make virtual environments here. On Debian: sudo apt-get install -y python3-venv" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+run: setup  ## the demo: database, three nodes and a fleet of followers on this machine; Ctrl-C ends it
+	$(BIN)/python super_node.py demo
+
+test: setup  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench:  ## load test (arrives with a later release)
+	@echo "make bench: not there yet, the load test arrives with a later release" >&2; exit 1
+
+sim:  ## simulation of the consensus core (arrives with a later release)
+	@echo "make sim: not there yet, the simulation arrives with a later release" >&2; exit 1
+
+chaos:  ## faults on a running cluster (arrives with a later release)
+	@echo "make chaos: not there yet, the fault tests arrive with a later release" >&2; exit 1

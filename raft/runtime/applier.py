@@ -1,0 +1,68 @@
+"""Committed entries go to the state machine in order, a bounded piece per turn (paper figure 2, lastApplied).
+
+Bounded, because a restarted node may have a million entries to apply and must still answer heartbeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raft.core.core import RaftCore
+from raft.machine.machine import Machine
+from raft.runtime.proposals import Proposals
+
+COMMANDS_PER_TURN = 4096
+BYTES_PER_READ = 1 << 20
+
+Publish = Callable[[str, str], None]
+
+
+class Applier:
+    """Owned by the worker. publish(channel, payload): events of entries newer than silent_until go there."""
+
+    def __init__(
+        self, core: RaftCore, machine: Machine, proposals: Proposals, publish: Publish, silent_until: int
+    ) -> None:
+        self._state = core.state
+        self._machine = machine
+        self._proposals = proposals
+        self._publish = publish
+        self._silent_until = silent_until
+
+    @property
+    def behind(self) -> bool:
+        """Whether committed entries wait to be applied."""
+        return self._machine.applied_index < self._state.commit_index
+
+    def advance(self) -> None:
+        """Apply committed entries, up to the turn's bound."""
+        machine, commands = self._machine, 0
+        while self.behind and commands < COMMANDS_PER_TURN:
+            done = self._proposals.next_if(machine.applied_index + 1)
+            if done is not None:
+                replies = machine.apply_commands(done.index, self._state.term, done.at_ms, done.commands)
+                self._tell()
+                self._proposals.answer(done, replies)
+                commands += len(replies)
+            else:
+                commands += self._apply_stored()
+
+    def _apply_stored(self) -> int:
+        first, end = self._machine.applied_index + 1, self._state.commit_index + 1
+        own = self._proposals.first_index
+        if own is not None:
+            # Someone may wait for the entries from there on: those are applied one by one, with answers.
+            end = min(end, own)
+        entries = self._state.log.entries(first, end, BYTES_PER_READ)
+        commands = 0
+        for entry in entries:
+            commands += 1 + len(self._machine.apply(entry, want_replies=False))
+            self._tell()
+            if commands >= COMMANDS_PER_TURN:
+                break
+        return commands
+
+    def _tell(self) -> None:
+        for channel, payload in self._machine.take_events():
+            if self._machine.applied_index > self._silent_until:
+                self._publish(channel, payload)

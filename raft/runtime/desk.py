@@ -1,0 +1,174 @@
+"""Where a client's batch goes: into the log, to a read index, to the leader, or into a short wait for one.
+
+Every batch has a deadline from its arrival. Without a leader it is held until then and answered CLUSTERDOWN,
+so that an election is a pause and not an error; whatever the log may have taken is answered INDETERMINATE
+when its leader is lost. No batch is ever dropped without an answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from raft.clients.batch import Batch
+from raft.core.core import RaftCore
+from raft.core.state import Role
+from raft.machine.machine import Machine
+from raft.replies import Error
+from raft.runtime.errors import NO_LEADER, NOT_LEADER, STOPPING, UNKNOWN
+from raft.runtime.forwarding import Forwarding
+from raft.runtime.load import Load
+from raft.runtime.proposals import Proposals
+from raft.runtime.reads import Reads
+from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
+
+RETRY_MS = 20.0  # how long a batch waits before it is offered to the same leader again
+
+
+class Desk:
+    """Owned by the worker, but for submit()."""
+
+    def __init__(
+        self,
+        core: RaftCore,
+        machine: Machine,
+        *,
+        send: Callable[[int, PeerMessage], bool],
+        wake: Callable[[], None],
+        max_pending: int,
+        first_request_id: int,
+        lease_ended: Callable[[], bool] | None,
+    ) -> None:
+        self._core = core
+        self._state = core.state
+        self._wake = wake
+        self.load = Load(max_pending)
+        self.proposals = Proposals(core, self.load)
+        self.reads = Reads(core, machine, self.load, first_request_id, self._hold, lease_ended)
+        self.forwarding = Forwarding(send, self._hold, self.load, first_request_id)
+        self._inbox: deque[Batch] = deque()
+        self._held: list[tuple[float, Batch]] = []
+        self._held_under: tuple[int, int | None] = (0, None)  # the term and leader that did not take them
+        self._retry_at = 0.0
+        self._hold_ms = core.state.options.election_timeout_max_ms
+        self._now = core.state.now
+        self._at_ms = 0
+        self._open = True
+
+    def submit(self, batch: Batch) -> bool:
+        """Take a batch from a handler thread. Any thread. False: too much is pending, answer BUSY."""
+        if not self._open or not self.load.take(len(batch.operations)):
+            return False
+        self._inbox.append(batch)
+        self._wake()
+        return True
+
+    # --- one turn -------------------------------------------------------------------------------------
+
+    def take_batches(self, now: float, at_ms: int) -> None:
+        """Route everything that arrived, and what was held if there is a leader now.
+
+        now: monotonic ms; at_ms: the wall clock that this turn's entries are stamped with.
+        """
+        self._now, self._at_ms = now, at_ms
+        if self._held and self._may_retry():
+            held, self._held = self._held, []
+            for deadline, batch in held:
+                self._route(batch, deadline)
+        inbox = self._inbox
+        deadline = now + self._hold_ms
+        while inbox:
+            self._route(inbox.popleft(), deadline)
+
+    def _may_retry(self) -> bool:
+        """A new leader is tried at once; one that has just refused, or is not connected, after a moment."""
+        leader = self._state.leader_id
+        return leader is not None and (
+            self._now >= self._retry_at or self._held_under != (self._state.term, leader)
+        )
+
+    def flush(self, now: float, at_ms: int) -> None:
+        """Turn what was routed into one entry and one read index."""
+        self.proposals.flush(now, at_ms)
+        self.reads.flush(now)
+
+    def _route(self, batch: Batch, deadline: float) -> None:
+        state = self._state
+        if state.role is Role.LEADER:
+            if batch.writes:
+                self.proposals.add(batch, self._now, self._at_ms)
+            else:
+                self.reads.add(batch, deadline)
+        elif state.leader_id is None:
+            self._hold(deadline, batch)
+        elif batch.writes:
+            self.forwarding.forward(state.leader_id, batch, deadline, self._now + 2 * self._hold_ms)
+        else:
+            self.reads.add(batch, deadline)
+
+    def on_forward(self, sender: int, message: Forward) -> None:
+        """A peer forwards its client's commands."""
+        batch = self.forwarding.accept(sender, message, self._state.role is Role.LEADER)
+        if batch is not None:
+            self.proposals.add(batch, self._now, self._at_ms)
+
+    def on_forward_reply(self, sender: int, reply: ForwardReply) -> None:
+        """The leader answers what this node forwarded."""
+        self.forwarding.on_reply(sender, reply)
+
+    def on_reads(self, ready: list[tuple[int, int]], failed: list[int]) -> None:
+        """The core's verdict on read indexes."""
+        for request_id, read_index in ready:
+            self.reads.ready(request_id, read_index)
+        for request_id in failed:
+            self.reads.failed(request_id)
+
+    # --- trouble --------------------------------------------------------------------------------------
+
+    def _hold(self, deadline: float, batch: Batch) -> None:
+        if deadline <= self._now:
+            self._refuse(batch, NO_LEADER)
+        else:
+            self._held.append((deadline, batch))
+            self._held_under = (self._state.term, self._state.leader_id)
+            self._retry_at = self._now + RETRY_MS
+
+    def _refuse(self, batch: Batch, error: Error) -> None:
+        batch.fail(error)
+        self.load.give_back(len(batch.operations))
+
+    def leadership_lost(self) -> None:
+        """This node led and does not any more."""
+        self.proposals.fail_all(UNKNOWN, NOT_LEADER)
+
+    def leader_lost(self, leader: int | None) -> None:
+        """Another node led, or was connected, and is not any more."""
+        self.forwarding.leader_lost(leader)
+
+    def expire(self, now: float) -> None:
+        """Answer what has waited long enough. Cheap when nothing waits."""
+        self._now = now
+        self.reads.expire(now)
+        self.forwarding.expire(now)
+        if self._held:
+            held, self._held = self._held, []
+            for deadline, batch in held:
+                self._hold(deadline, batch)
+
+    def next_deadline(self) -> float:
+        """Monotonic ms of the earliest deadline; infinity if nothing waits."""
+        held = min((deadline for deadline, _ in self._held), default=float("inf"))
+        if self._held and self._state.leader_id is not None:
+            held = min(held, self._retry_at)
+        return min(held, self.reads.next_deadline(), self.forwarding.next_deadline())
+
+    def close(self) -> None:
+        """The node stops: every client hears so."""
+        self._open = False
+        self.proposals.fail_all(UNKNOWN, STOPPING)
+        self.forwarding.leader_lost(None)
+        batches = [batch for _, batch in self._held] + self.reads.drain() + list(self._inbox)
+        self._held.clear()
+        self._inbox.clear()
+        for batch in batches:
+            self._refuse(batch, STOPPING)

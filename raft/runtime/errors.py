@@ -1,0 +1,14 @@
+"""The errors a client hears about consensus: contract, "error begins with"."""
+
+from __future__ import annotations
+
+from raft.replies import Error
+
+NO_LEADER = Error("CLUSTERDOWN no leader is known and none was elected in time; the command was not executed")
+NO_QUORUM = Error("CLUSTERDOWN the leader could not reach a quorum; the command was not executed")
+NOT_LEADER = Error("CLUSTERDOWN this node is not the leader any more; the command was not executed")
+STOPPING = Error("CLUSTERDOWN this node is shutting down; the command was not executed")
+UNKNOWN = Error(
+    "INDETERMINATE the leader was lost after it took the command; it may or may not have been executed"
+)
+BUSY = Error("BUSY too many requests are pending on this node; the command was not executed")

@@ -1,0 +1,280 @@
+"""The raft worker: one thread that owns the core, the log, the machine and the peers' sockets.
+
+A turn takes everything that arrived meanwhile, lets the core decide, and carries out the effects in their
+order (raft/core/effects.py). All that arrived while the last fsync ran shares the next one: group commit.
+Heartbeats leave from here too, so a worker that hangs on its disk is no zombie leader: it falls silent and
+another is elected.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from raft.core.core import RaftCore
+from raft.core.effects import AppendLog, Effects, TruncateLog
+from raft.core.invariants import ProtocolViolation
+from raft.core.messages import AppendEntries, RequestVote
+from raft.core.state import Role
+from raft.machine.machine import Machine
+from raft.runtime.applier import Applier
+from raft.runtime.clock import Clock, LogClock
+from raft.runtime.desk import Desk
+from raft.runtime.feed import Feed
+from raft.runtime.pings import PingBoard
+from raft.runtime.turns import Turns
+from raft.storage.errors import DiskFullError
+from raft.storage.node_storage import NodeStorage
+from raft.transport.network import PeerNetwork
+from raft.transport.node_messages import Forward, ForwardReply, PeerMessage, Ping, Pong
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 0.5
+EXPIRY_STEP_MS = 10.0  # deadlines of clients are checked this often
+DISK_FULL_RETRY_S = 0.2
+
+Posted = Callable[[float], None]
+
+
+class Hooks(Protocol):
+    """What the node does when the core has decided: see RaftNode. Called on the worker thread."""
+
+    def become_leader(self) -> None: ...
+
+    def reset_election(self) -> None: ...
+
+    def reset_election_timeout(self) -> None: ...
+
+    def send_request_vote_request(self, raft_member: int, request: RequestVote) -> None: ...
+
+    def handle_append_entries_message(self, sender: int, request: AppendEntries) -> None: ...
+
+    def handle_request_vote_message(self, sender: int, request: RequestVote) -> None: ...
+
+    def publish_status(self) -> None: ...
+
+
+class Worker:
+    """The owner's state and turn. Only post() and stop() may be called by other threads."""
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        core: RaftCore,
+        storage: NodeStorage,
+        network: PeerNetwork,
+        machine: Machine,
+        desk: Desk,
+        applier: Applier,
+        turns: Turns,
+        feed: Feed,
+        pings: PingBoard,
+        clock: Clock,
+    ) -> None:
+        self.hooks = hooks
+        self.core = core
+        self.storage = storage
+        self.network = network
+        self.machine = machine
+        self.desk = desk
+        self.applier = applier
+        self.turns = turns
+        self.feed = feed
+        self.pings = pings
+        self.clock = clock
+        self._log_clock = LogClock(clock)
+        self.stopping = False
+        self.now = core.state.now
+        self.busy_since_ms: float | None = None  # monotonic: in a turn since; for the watchdog
+        self._posted: deque[Posted] = deque()
+        self._next_expiry_check_ms = 0.0
+        self._seen: tuple[Role, int, int | None] = (Role.FOLLOWER, core.state.term, None)
+
+    # --- other threads --------------------------------------------------------------------------------
+
+    def post(self, event: Posted) -> None:
+        """Have event(now) run on the worker in its next turn. Any thread."""
+        self._posted.append(event)
+        self.network.wake()
+
+    def stop(self) -> None:
+        """End run() after its current turn. Any thread."""
+        self.stopping = True
+        self.network.wake()
+
+    # --- the loop -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turn until stop(). Any exception means that the node must stop."""
+        while not self.stopping:
+            received = self.network.poll(self._wait_s())
+            self.turn(received)
+        self.desk.close()
+        self.network.flush()
+
+    def turn(self, received: list[tuple[int, PeerMessage]]) -> None:
+        """One turn: events in, effects out, answers."""
+        now = self.clock.monotonic_ms()
+        at_ms = self._log_clock.stamp(now, self.machine.at_ms)
+        self.busy_since_ms = now
+        if now - self.now > self.core.state.options.election_timeout_min_ms:
+            self.turns.excuse()
+        self.now = now
+        for sender, message in received:
+            self._receive(sender, message)
+        self._notice_broken_peers()
+        while self._posted:
+            self._posted.popleft()(now)
+        self.core.tick(now)
+        self._notice_role(now, at_ms)
+        self.desk.take_batches(now, at_ms)
+        if self.core.state.role is Role.LEADER:
+            self._lead(now, at_ms)
+        self.desk.flush(now, at_ms)
+        self._carry_out_all(now)
+        self.applier.advance()
+        self.desk.reads.serve(at_ms)
+        if now >= self._next_expiry_check_ms:
+            self._next_expiry_check_ms = now + EXPIRY_STEP_MS
+            self.desk.expire(now)
+        self.hooks.publish_status()
+        self.network.flush()
+        self.busy_since_ms = None
+
+    def _wait_s(self) -> float:
+        if self.applier.behind:
+            return 0.0
+        now = self.clock.monotonic_ms()
+        wait_ms = min(LONGEST_WAIT_S * 1000, self.desk.next_deadline() + 1 - now)
+        if self.core.state.role is Role.LEADER and self.turns.established:
+            wait_ms = min(wait_ms, max(self.turns.next_due_ms() - self.clock.wall_ms(), 1.0))
+        return max(wait_ms, 0.0) / 1000
+
+    def _receive(self, sender: int, message: PeerMessage) -> None:
+        try:
+            if isinstance(message, AppendEntries):
+                self.hooks.handle_append_entries_message(sender, message)
+            elif isinstance(message, RequestVote):
+                self.hooks.handle_request_vote_message(sender, message)
+            elif isinstance(message, Forward):
+                self.desk.on_forward(sender, message)
+            elif isinstance(message, ForwardReply):
+                self.desk.on_forward_reply(sender, message)
+            elif isinstance(message, Ping):
+                self.network.queue(sender, Pong(message.nonce, message.sent_ms))
+            elif isinstance(message, Pong):
+                self.pings.answered(sender, message.nonce, self.now)
+            else:
+                self.core.receive(sender, message, self.now)
+        except ProtocolViolation as violation:
+            log.error(
+                "dropped a message of node %d: %s (is its version the same as ours?)", sender, violation
+            )
+
+    def _notice_broken_peers(self) -> None:
+        leader = self.core.state.leader_id
+        for peer in self.network.take_disconnects():
+            self.core.disconnected(peer, self.now)
+            if peer == leader:
+                self.desk.leader_lost(peer)
+        for peer in self.network.take_refused():
+            self.core.suspect(peer, self.now)
+
+    def _lead(self, now: float, at_ms: int) -> None:
+        state = self.core.state
+        has_quorum = now - state.quorum_contact_ms() <= state.options.election_timeout_min_ms
+        if not has_quorum:
+            self.turns.excuse()
+        self.turns.advance(now, at_ms)
+        if self.turns.established:
+            projected = self.feed.serve(
+                self.machine.ledger, self.machine.applied_index if has_quorum else None
+            )
+            if projected is not None:
+                self.desk.proposals.add_system([b"~PROJECTED", b"%d" % projected])
+
+    # --- effects --------------------------------------------------------------------------------------
+
+    def _notice_role(self, now: float, at_ms: int) -> None:
+        """React to a change of role, term or leader before any client's batch is routed by it."""
+        state = self.core.state
+        seen = (state.role, state.term, state.leader_id)
+        if seen == self._seen:
+            return
+        (old_role, old_term, old_leader), self._seen = self._seen, seen
+        if old_role is Role.LEADER and seen[:2] != (old_role, old_term):
+            self.desk.leadership_lost()
+            self.feed.reset()
+        if old_leader is not None and old_leader != state.leader_id:
+            self.desk.leader_lost(old_leader)
+        if state.role is Role.LEADER:
+            self.turns.begin_leadership(now, at_ms)
+            self.hooks.become_leader()
+        elif old_role is not Role.FOLLOWER or old_leader != state.leader_id:
+            self.hooks.reset_election()
+
+    def _carry_out_all(self, now: float) -> None:
+        while True:
+            effects = self.core.take_effects()
+            self._carry_out(effects)
+            if not effects.log:
+                break
+            stored = self.storage.log
+            self.core.disk_done(stored.last_index, stored.term(stored.last_index), now)
+        self.hooks.reset_election_timeout()
+
+    def _carry_out(self, effects: Effects) -> None:
+        """One turn's effects in the order that makes them safe: raft/core/effects.py."""
+        if effects.hard_state is not None:
+            self._outlast_full_disk(partial(self.storage.save_hard_state, effects.hard_state))
+        for news in effects.news:
+            log.info("%s", news)
+        if effects.early_messages:
+            for peer, message in effects.early_messages:
+                self.network.queue(peer, message)
+            self.network.flush()
+        if effects.log:
+            self._write_log(effects)
+        for peer, message in effects.messages:
+            if isinstance(message, RequestVote):
+                self.hooks.send_request_vote_request(peer, message)
+            else:
+                self.network.queue(peer, message)
+        if effects.messages:
+            self.network.flush()
+        self.desk.on_reads(effects.reads_ready, effects.reads_failed)
+
+    def _write_log(self, effects: Effects) -> None:
+        stored = self.storage.log
+        for operation in effects.log:
+            if isinstance(operation, TruncateLog):
+                stored.truncate_suffix(operation.from_index)
+            elif isinstance(operation, AppendLog):
+                self._outlast_full_disk(partial(stored.append, operation.entries))
+        stored.sync()
+
+    def _outlast_full_disk(self, write: Callable[[], None]) -> None:
+        """Write, waiting out a full disk, the one error to outlive: nothing was promised to anyone yet.
+
+        Meanwhile this node is silent: a leader is replaced, a follower does not count.
+        """
+        told = False
+        while True:
+            try:
+                write()
+                break
+            except DiskFullError as error:
+                if self.stopping:
+                    raise
+                if not told:
+                    log.error("%s; waiting for space: free some on this disk, nothing is lost", error)
+                    told = True
+                self.busy_since_ms = None  # waiting is not hanging
+                time.sleep(DISK_FULL_RETRY_S)
+        if told:
+            log.warning("there is space on the disk again: going on")

@@ -1,0 +1,368 @@
+"""A seeded cluster: one random generator decides every message's fate, every crash, every clock.
+
+    Simulation(seed).run(steps)      faults for that many steps, then a majority is healed and must progress
+
+Everything happens in simulated time on an agenda of events; a step is one event. The checker looks at every
+single change inside every core (tests/simulation/checker.py). The same seed always gives the same schedule.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+
+from raft.core.messages import Message
+from raft.core.state import Role
+from tests.simulation.checker import Checker, violated
+from tests.simulation.faults import Scenario, draw_scenario
+from tests.simulation.network import Link, Network
+from tests.simulation.node import Node
+from tests.simulation.workload import Workload
+
+
+class Host:
+    """A machine in the simulation: a node's clock, inbox, and the turn that it is in the middle of."""
+
+    def __init__(self, node: Node, rate: float, start: float, rng: random.Random) -> None:
+        self.node = node
+        self.rate = rate
+        self.clock_start = start
+        self.rng = rng  # seeds the core's own generator at each start
+        self.inbox: list[tuple[int, Message]] = []
+        self.broken_peers: list[int] = []
+        self.turn: Iterator[str] | None = None
+        self.paused_until = 0.0
+        self.crash_in: int | None = None  # crash after that many more effects
+        self.wake_at = float("inf")
+
+    @property
+    def up(self) -> bool:
+        return self.node.core is not None
+
+    def local_ms(self, now: float) -> float:
+        return self.clock_start + now * self.rate
+
+
+class Simulation:
+    """One schedule. Raises SafetyViolation, or whatever the core raises, at the step where it went wrong."""
+
+    def __init__(self, seed: int, scenario: Scenario | None = None) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.scenario = scenario or draw_scenario(self.rng)
+        self.faults = self.scenario.faults
+        self.now = 0.0
+        self.steps = 0
+        self.sequence = 0
+        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self.hosts: dict[int, Host] = {}
+        self.nodes: dict[int, Node] = {}
+        self.checker = Checker(self.nodes)
+        self.workload = Workload()
+        self.calm = False
+        self.network = Network(
+            self.rng,
+            self.faults,
+            now=lambda: self.now,
+            deliver_at=lambda at, link, message: self._at(at, lambda: self._deliver(link, message)),
+            break_at=lambda at, link: self._at(at, lambda: self._break_link(link)),
+        )
+        configuration = self.scenario.configuration
+        for node_id in (*configuration.voters, *configuration.learners):
+            self._add_host(node_id)
+        for host in self.hosts.values():
+            self._start(host)
+        for _ in range(self.scenario.clients):
+            self._at(self.rng.uniform(0, 50), self._client)
+        self._at(self.rng.uniform(100, 600), self._fault)
+
+    def _add_host(self, node_id: int) -> None:
+        scenario = self.scenario
+        node = self.nodes[node_id] = Node(
+            node_id,
+            scenario.configuration,
+            options=scenario.options,
+            clock=lambda: self.hosts[node_id].local_ms(self.now),
+            send=self.network.send,
+            observer=self.checker,
+        )
+        self.hosts[node_id] = Host(
+            node,
+            scenario.clock_rates[node_id],
+            scenario.clock_starts[node_id],
+            random.Random(f"{self.seed}/{node_id}"),
+        )
+
+    # --- the agenda -----------------------------------------------------------------------------------------
+
+    def _at(self, when: float, action: Callable[[], None]) -> None:
+        self.sequence += 1
+        heapq.heappush(self.agenda, (when, self.sequence, action))
+
+    def step(self) -> None:
+        """The next event."""
+        self.now, _, action = heapq.heappop(self.agenda)
+        self.steps += 1
+        action()
+
+    def run(self, steps: int) -> None:
+        """`steps` events with faults, then healing; raises at the first thing that is not as it must be."""
+        for _ in range(steps):
+            self.step()
+        self.expect_progress()
+
+    # --- turns ------------------------------------------------------------------------------------------------
+
+    def _start(self, host: Host) -> None:
+        host.crash_in = None
+        host.node.start(random.Random(host.rng.random()))
+        self._run_turn(host)
+
+    def _deliver(self, link: Link, message: Message) -> None:
+        sender, receiver = link
+        host = self.hosts[receiver]
+        if host.up and (link not in self.network.blocked or not self.faults.ordered):
+            host.inbox.append((sender, message))
+            self._wake(host)
+
+    def _break_link(self, link: Link) -> None:
+        self.network.broken.discard(link)
+        host = self.hosts[link[0]]
+        if host.up:
+            host.broken_peers.append(link[1])
+            self._wake(host)
+
+    def _wake(self, host: Host) -> None:
+        """Let the node run, unless it is down, paused, or in the middle of its effects."""
+        if not host.up or host.turn is not None:
+            return
+        if self.now < host.paused_until:
+            self._wake_at(host, host.paused_until)
+        elif self.rng.random() < self.faults.interleave:
+            self._wake_at(host, self.now + self.rng.uniform(0, 5))  # more arrives before it gets the processor
+        else:
+            self._run_turn(host)
+
+    def _wake_at(self, host: Host, when: float) -> None:
+        if when >= host.wake_at:
+            return
+        host.wake_at = when
+        incarnation = host.node.incarnation
+
+        def wake() -> None:
+            if host.wake_at == when:
+                host.wake_at = float("inf")
+            if host.node.incarnation == incarnation and host.up and host.turn is None:
+                if self.now < host.paused_until:
+                    self._wake_at(host, host.paused_until)
+                else:
+                    self._run_turn(host)
+
+        self._at(when, wake)
+
+    def _run_turn(self, host: Host) -> None:
+        """One turn of the owner thread: everything that arrived, then the time, then the effects."""
+        node = host.node
+        inbox, host.inbox = host.inbox, []
+        broken, host.broken_peers = host.broken_peers, []
+        for peer in broken:
+            node.disconnected(peer)
+        for sender, message in inbox:
+            node.receive(sender, message)
+        node.tick()
+        host.turn = node.carry_out()
+        self._go_on(host)
+
+    def _go_on(self, host: Host) -> None:
+        """Carry out effects until one takes time, the node crashes, or all are done."""
+        turn, rng = host.turn, self.rng
+        assert turn is not None
+        for step in turn:
+            if host.crash_in is not None:
+                host.crash_in -= 1
+                if host.crash_in < 0:
+                    self._crash(host)
+                    return
+            delay = 0.0
+            if step == "fsync":
+                delay = rng.uniform(*self.faults.fsync_ms)
+                if not self.calm and self.faults.disk_hang and rng.random() < self.faults.disk_hang:
+                    delay = rng.uniform(100, 1000)
+            elif self.faults.interleave and rng.random() < self.faults.interleave:
+                delay = rng.uniform(0, 2)
+            if delay > 0.15:
+                self._resume_at(host, self.now + delay)
+                return
+        host.turn = None
+        self.workload.collect_answers(host.node)
+        if host.inbox or host.broken_peers:
+            self._wake_at(host, self.now)
+        else:
+            deadline = host.node.running.next_deadline_ms()
+            self._wake_at(host, max(self.now, (deadline - host.clock_start) / host.rate + 1e-6))
+
+    def _resume_at(self, host: Host, when: float) -> None:
+        incarnation = host.node.incarnation
+
+        def resume() -> None:
+            if host.node.incarnation == incarnation and host.up:
+                if self.now < host.paused_until:
+                    self._resume_at(host, host.paused_until)
+                else:
+                    self._go_on(host)
+
+        self._at(when, resume)
+
+    # --- clients ----------------------------------------------------------------------------------------------
+
+    def _client(self) -> None:
+        rng = self.rng
+        self._at(self.now + rng.expovariate(1 / 40), self._client)
+        ready = [host for host in self.hosts.values() if self._can_take_clients(host)]
+        if not ready:
+            return
+        leaders = [host for host in ready if host.node.role is Role.LEADER]
+        host = rng.choice(leaders if leaders and rng.random() < 0.7 else ready)
+        for _ in range(rng.choice((1, 1, 2))):
+            if rng.random() < 0.5:
+                self.workload.write(host.node, rng.choice((1, 1, 3)), rng.choice((0, 0, 30)))
+            else:
+                self.workload.read(host.node, self.now)
+        if rng.random() < 0.8:  # else the operations wait for the turn that the next message brings
+            self._wake(host)
+
+    def _can_take_clients(self, host: Host) -> bool:
+        return host.up and host.turn is None and self.now >= host.paused_until
+
+    # --- faults -----------------------------------------------------------------------------------------------
+
+    def _fault(self) -> None:
+        if self.calm:
+            return
+        rng, faults = self.rng, self.faults
+        self._at(self.now + rng.expovariate(1 / faults.fault_every_ms), self._fault)
+        kinds: dict[Callable[[], None], float] = {
+            self._fault_crash: faults.crash,
+            self._fault_partition: faults.partition,
+            self.network.heal: faults.heal,
+            self._fault_pause: faults.pause,
+            self._fault_suspect: faults.suspect,
+            self._fault_clock_jump: faults.clock_jump,
+        }
+        rng.choices(list(kinds), list(kinds.values()))[0]()
+
+    def _any_host(self) -> Host:
+        leaders = [host for host in self.hosts.values() if host.node.role is Role.LEADER]
+        return self.rng.choice(leaders if leaders and self.rng.random() < 0.4 else list(self.hosts.values()))
+
+    def _fault_crash(self) -> None:
+        victims = list(self.hosts.values()) if self.rng.random() < 0.1 else [self._any_host()]
+        for host in victims:
+            if host.up and host.crash_in is None:
+                host.crash_in = self.rng.choice((0, 0, 1, 2, 3, 5, 8))
+                if host.turn is None and self.rng.random() < 0.5:
+                    self._crash(host)
+
+    def _crash(self, host: Host) -> None:
+        host.turn = None
+        host.inbox.clear()
+        host.broken_peers.clear()
+        host.wake_at = float("inf")
+        self.workload.forget(host.node)
+        host.node.crash(self.rng, power_cut=self.rng.random() < self.faults.power_cut)
+        down = self.rng.expovariate(1 / self.faults.down_ms)
+        self._at(self.now + down, lambda: self._restart(host))
+
+    def _restart(self, host: Host) -> None:
+        if not host.up:
+            self._start(host)
+
+    def _fault_partition(self) -> None:
+        self.network.partition(list(self.hosts))
+
+    def _fault_pause(self) -> None:
+        self._any_host().paused_until = self.now + self.rng.choice((50, 200, 700))
+
+    def _fault_suspect(self) -> None:
+        host = self._any_host()
+        if host.up and host.turn is None and self.now >= host.paused_until:
+            leader = host.node.running.state.leader_id
+            host.node.suspect(leader if leader is not None else self._any_host().node.node_id)
+            self._wake(host)
+
+    def _fault_clock_jump(self) -> None:
+        self._any_host().clock_start += self.rng.uniform(10, 1000)
+
+    # --- after the faults ---------------------------------------------------------------------------------------
+
+    def expect_progress(self) -> None:
+        """No new faults; a majority is whole again. It must elect, commit, and answer, within bounded time.
+
+        In half of the schedules the minority stays away, cut off as it is.
+        """
+        rng, configuration = self.rng, self.scenario.configuration
+        self.calm = self.network.calm = True
+        healthy = set(self.hosts)
+        if rng.random() < 0.5:
+            healthy = set(rng.sample(configuration.voters, configuration.quorum()))
+        cut_off = set(self.hosts) - healthy
+        self.network.heal(healthy)
+        for node_id in healthy:
+            host = self.hosts[node_id]
+            host.crash_in, host.paused_until = None, min(host.paused_until, self.now)
+            self._restart(host)
+            self._wake(host)
+        for node_id in cut_off:
+            self.network.blocked |= {(node_id, other) for other in healthy}
+            self.network.blocked |= {(other, node_id) for other in healthy}
+        fresh = self.workload.next_number
+        limit = self._patience_ms()
+        self._until(lambda: self._has_progress(healthy, fresh), limit, f"progress of {sorted(healthy)}")
+        patience = 6 * self.scenario.options.election_timeout_max_ms
+        self._until(lambda: self._no_old_reads(healthy), patience, "answers to old reads")
+        self.checker.check_everything_kept()
+
+    def _patience_ms(self) -> float:
+        """Time for some elections, and to send a whole log entry by entry through the smallest window."""
+        faults = self.faults
+        per_entry = 2 * faults.delay_ms[1] + faults.fsync_ms[1] + 5
+        entries = max(node.disk.last_index for node in self.nodes.values()) + 20
+        elections = 25 * self.scenario.options.election_timeout_max_ms
+        return elections + faults.long_delay_ms + entries * per_entry
+
+    def _until(self, condition: Callable[[], bool], limit_ms: float, what: str) -> None:
+        end = self.now + limit_ms
+        while not condition():
+            if self.now > end:
+                violated(f"no {what} within {limit_ms:.0f} ms; {self.describe()}")
+            self.step()
+
+    def _has_progress(self, healthy: set[int], fresh: int) -> bool:
+        """A command numbered from `fresh` on is applied at every healthy node; each answered such a read."""
+        done = [index for number, index in self.workload.acknowledged.items() if number >= fresh]
+        last_read = self.workload.last_read_answered
+        return bool(done) and all(
+            len(self.nodes[n].applied) >= done[0] and last_read.get(n, -1) >= fresh for n in healthy
+        )
+
+    def _no_old_reads(self, healthy: set[int]) -> bool:
+        patience = 3 * self.scenario.options.election_timeout_max_ms
+        reads = self.workload.reads.values()
+        return not any(r.node_id in healthy and r.began_ms < self.now - patience for r in reads)
+
+    def describe(self) -> str:
+        """The state of every node in one line each, for failure messages."""
+        lines = [f"seed {self.seed}, step {self.steps}, {self.now:.0f} ms, blocked {sorted(self.network.blocked)}"]
+        for node_id, host in self.hosts.items():
+            if not host.up:
+                lines.append(f"{node_id}: down")
+                continue
+            state = host.node.running.state
+            lines.append(
+                f"{node_id}: {state.role.value} of term {state.term}, leader {state.leader_id}, "
+                f"log {state.log.last_index}/{state.log.last_term}, commit {state.commit_index}, "
+                f"applied {len(host.node.applied)}, reads {len(state.reads)}+{len(state.early_reads)}"
+                f"+{len(state.follower_reads)} {dict(state.progress)}"
+            )
+        return "\n  ".join(lines)

@@ -117,7 +117,10 @@ class RaftNode:
         parts.projector.start()
 
     def stop(self) -> None:
-        """Stop everything and wait for it. Idempotent; any thread but the node's own."""
+        """Hand leadership over if this node has it, then stop everything and wait for it. Idempotent; any
+        thread but the node's own."""
+        if self._parts is not None and self.exit_code == 0:
+            self._hand_over()
         self._stopping.set()
         self._election_moved.set()
         parts, self._parts = self._parts, None
@@ -131,6 +134,21 @@ class RaftNode:
                     log.error("thread %s has not ended within %.0f s", thread.name, JOIN_S)
             parts.close()
         self._done.set()
+
+    def _hand_over(self) -> None:
+        """Clients need not wait for an election when a leader is stopped on purpose (thesis 3.10)."""
+        if not self.is_raft_leader(self.node_id) or not self._peers:
+            return
+        self._worker.post(self._transfer)
+        deadline = time.monotonic() + self.settings.raft.election_timeout_ms[1] / 1000
+        while self.is_raft_leader(self.node_id) and time.monotonic() < deadline:
+            if self._stopping.wait(0.005):
+                return
+
+    def _transfer(self, now: float) -> None:
+        refusal = self._core.transfer(None, now)
+        if refusal is not None:
+            log.warning("leadership is not handed over: %s", refusal)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the node has stopped or met a fatal fault; False if timeout seconds passed first."""
@@ -240,9 +258,10 @@ class RaftNode:
         last_log_index: int,
         last_log_term: int,
         pre_vote: bool = False,
+        transfer: bool = False,
     ) -> None:
         """RequestVote RPC, receiver (paper figure 2). The answer goes to candidate_id over the network."""
-        request = RequestVote(term, candidate_id, last_log_index, last_log_term, pre_vote)
+        request = RequestVote(term, candidate_id, last_log_index, last_log_term, pre_vote, transfer)
         self._on_owner(lambda now: self._core.receive(candidate_id, request, now))
 
     def submit(self, batch: Batch) -> bool:
@@ -314,6 +333,7 @@ class RaftNode:
             last_log_index=request.last_log_index,
             last_log_term=request.last_log_term,
             pre_vote=request.pre_vote,
+            transfer=request.transfer,
         )
 
     def _send_ping(self, peer: int) -> None:

@@ -14,6 +14,7 @@ _TYPES = (b"NORMAL", b"PUBSUB", b"MASTER", b"REPLICA", b"SLAVE")
 def describe(connection: Connection) -> str:
     """One connection's line, without its end. Any thread: it may mix two moments of a busy connection."""
     now = time.monotonic()
+    queue = connection.queue
     fields = {
         "id": connection.number,
         "addr": connection.address,
@@ -22,11 +23,11 @@ def describe(connection: Connection) -> str:
         "name": connection.name.decode("ascii"),
         "age": int(now - connection.created_s),
         "idle": int(now - connection.last_s),
-        "flags": "P" if connection.subscribed else "N",
+        "flags": (("P" if connection.subscribed else "") + ("x" if queue is not None else "")) or "N",
         "db": 0,
         "sub": len(connection.channels),
         "psub": len(connection.patterns),
-        "multi": -1,
+        "multi": -1 if queue is None else len(queue.commands),
         "qbuf": connection.parser.buffered,
         "obl": 0,
         "oll": 0,

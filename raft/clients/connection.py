@@ -7,7 +7,7 @@ Who may touch what:
 | everything not named below | the handler thread that owns the connection |
 | `send`, `deliver`, and with them the output buffer (under `_lock`) and `failure` | any |
 | `busy` | set by the handler before it submits a batch, cleared by whoever answers it |
-| `answered_bytes` | whoever answers, before it clears `busy` |
+| `answered_bytes`, `watched` | whoever answers, before it clears `busy`; the handler while it is clear |
 | `waiting` | written by the handler alone, read by whoever answers |
 
 At most one batch is under way. While it is, the handler reads nothing more from the socket: input stays in
@@ -25,6 +25,7 @@ from raft.clients.requests import RequestParser
 
 if TYPE_CHECKING:
     from raft.clients.pubsub import Subscriptions
+    from raft.clients.transactions import Queue
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # output waiting for a client that asks faster than it reads
 MAX_PUSH_BYTES = 8 * 1024 * 1024  # the same for a subscriber, to whom more keeps coming
@@ -46,7 +47,7 @@ class Connection:
         "_lock", "_out", "address", "answered_bytes", "backlog", "batch_limit", "batch_size", "busy",
         "channels", "closed", "closing", "created_s", "failure", "hangup", "last_command", "last_s",
         "library", "library_version", "local_address", "name", "number", "owner", "parser", "patterns",
-        "protocol", "registered", "sock", "waiting",
+        "protocol", "queue", "registered", "sock", "waiting", "watched",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +90,8 @@ class Connection:
         self.last_command = b"NULL"
         self.channels: set[bytes] = set()
         self.patterns: set[bytes] = set()
+        self.queue: Queue | None = None  # MULTI was said: see raft/clients/transactions.py
+        self.watched: dict[bytes, int] = {}  # keys with the index after which they must not change
 
     @property
     def subscribed(self) -> bool:

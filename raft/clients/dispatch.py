@@ -8,8 +8,18 @@ from raft.clients.connection import Connection
 from raft.clients.local_commands import LOCAL_COMMANDS
 from raft.clients.shared import Command, Raw, ServerState
 from raft.clients.status_commands import STATUS_COMMANDS
-from raft.machine.commands import COMMANDS, CONTAINERS, CommandSpec, Kind, help_lines, not_supported_yet
-from raft.replies import Reply, Simple
+from raft.machine.arguments import RefusedError
+from raft.machine.commands import (
+    COMMANDS,
+    CONTAINERS,
+    CommandSpec,
+    Kind,
+    help_lines,
+    lookup,
+    not_supported_yet,
+)
+from raft.machine.sessions import session_and_number
+from raft.replies import Error, Reply, Simple
 
 # These change how later answers look or whether there are any: everything before them must be answered first.
 BARRIERS = frozenset(
@@ -30,11 +40,26 @@ def _hot_rows() -> dict[bytes, HotRow]:
         if spec.kind in (Kind.READ, Kind.WRITE) and spec.container is None and name not in CONTAINERS:
             most = spec.arity if spec.arity > 0 else sys.maxsize
             rows[name] = rows[name.lower()] = (abs(spec.arity), most, spec.kind is Kind.WRITE)
+    del rows[b"ONCE"], rows[b"once"]  # the command inside must be looked up: see `once_error`
     return rows
 
 
 HOT = _hot_rows()
 _HERE: dict[bytes, Command] = {**LOCAL_COMMANDS, **STATUS_COMMANDS}
+
+
+def once_error(args: list[bytes]) -> Error | None:
+    """Why ONCE session seq COMMAND ... cannot go into the log; None if it can."""
+    try:
+        session_and_number(args)
+    except RefusedError as refused:
+        return refused.error
+    spec = lookup(args[3:])
+    if isinstance(spec, Error):
+        return spec
+    if spec.kind not in (Kind.READ, Kind.WRITE) or spec.name in (b"ONCE", b"RAFT DIGEST"):
+        return Error(f"ERR '{spec.shown_name}' cannot stand in ONCE: it takes a read or a write of the data")
+    return None
 
 
 def answer_here(

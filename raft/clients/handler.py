@@ -21,11 +21,19 @@ from collections.abc import Callable
 
 from raft.clients.batch import Batch
 from raft.clients.connection import Connection
-from raft.clients.dispatch import ALLOWED_WHILE_SUBSCRIBED, BARRIERS, HOT, HotRow, answer_here
+from raft.clients.dispatch import (
+    ALLOWED_WHILE_SUBSCRIBED,
+    BARRIERS,
+    HOT,
+    HotRow,
+    answer_here,
+    once_error,
+)
 from raft.clients.pubsub import Subscriptions
 from raft.clients.requests import FastReader, RequestParser
 from raft.clients.resp import encode_reply
 from raft.clients.shared import Raw, ServerState
+from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
 from raft.machine.commands import CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
 
@@ -43,6 +51,31 @@ _BUSY = Error("BUSY too many requests are pending on this node, try again")
 
 OnFatal = Callable[[str, BaseException], None]
 _News = tuple[bytes, bytes]
+
+
+class _Plan:
+    """What becomes of one connection's backlog: answers, and what the worker is to answer.
+
+    muted: RESP2 and subscribed. hot: plain reads and writes need no closer look. writes: those of the slow
+    path. execs, watch: see raft.clients.transactions.receiver.
+    """
+
+    __slots__ = ("answers", "execs", "hot", "muted", "operations", "watch", "writes")
+
+    def __init__(self, connection: Connection) -> None:
+        self.answers: list[bytes | None] = []
+        self.operations: list[tuple[int, list[bytes]]] = []
+        self.writes = 0
+        self.muted = connection.protocol == 2 and connection.subscribed
+        self.hot = not self.muted and connection.queue is None
+        self.execs: list[int] = []
+        self.watch: list[bytes] | None = None
+
+    def ask(self, words: list[bytes], writes: bool) -> None:
+        """One more operation for the worker."""
+        self.operations.append((len(self.answers), words))
+        self.answers.append(None)
+        self.writes += writes
 
 
 class Handler:
@@ -213,42 +246,79 @@ class Handler:
     def _execute(self, connection: Connection) -> None:
         """Answers or submits the backlog, up to the first command that must see everything before it done."""
         commands = connection.backlog
-        answers: list[bytes | None] = []
-        operations: list[tuple[int, list[bytes]]] = []
+        plan = _Plan(connection)
+        answers, operations = plan.answers, plan.operations
         writes = 0
-        muted = connection.protocol == 2 and connection.subscribed
-        hot = (_NO_ROWS if muted else HOT).get
+        hot = (HOT if plan.hot else _NO_ROWS).get
         for args in commands:
             row = hot(args[0])
             if row is not None and row[0] <= len(args) <= row[1]:
                 operations.append((len(answers), args))
                 answers.append(None)
                 writes += row[2]
-                continue
-            spec = lookup(args)
-            if isinstance(spec, CommandSpec):
-                if spec.kind is Kind.READ or spec.kind is Kind.WRITE:
-                    if not muted:
-                        operations.append((len(answers), args))
-                        answers.append(None)
-                        writes += spec.kind is Kind.WRITE
-                        continue
-                elif spec.name in BARRIERS:
-                    if not operations:
-                        answers.append(self._answer(connection, spec, args, muted))
-                    break
-            answers.append(self._answer(connection, spec, args, muted))
+            elif self._plan(connection, plan, args):
+                break
+            else:
+                hot = (HOT if plan.hot else _NO_ROWS).get
         done = len(answers)
         connection.last_s = time.monotonic()
         connection.last_command = commands[done - 1][0] if done else commands[0][0]
         connection.backlog = commands[done:] if done < len(commands) else []
         self._server.commands += done
         if operations:
-            self._submit(
-                connection, Batch(connection.protocol, operations, writes, answers, connection.deliver)
-            )
+            on_done = receiver(connection, plan.execs, plan.watch)
+            writes += plan.writes
+            self._submit(connection, Batch(connection.protocol, operations, writes, answers, on_done))
         else:
             connection.send(b"".join(answers))  # type: ignore[arg-type]  # without operations none is None
+
+    def _plan(self, connection: Connection, plan: _Plan, args: list[bytes]) -> bool:
+        """Answers or notes one command that is not a plain read or write. True: nothing may follow it now
+        (and without an answer: nor may it itself).
+        """
+        spec = lookup(args)
+        if connection.queue is not None:
+            queued = queue_instead(connection, spec, args)
+            if queued is not None:
+                plan.answers.append(encode_reply(queued, connection.protocol))
+                plan.hot = connection.queue is None
+                return False
+        if isinstance(spec, Error):
+            plan.answers.append(encode_reply(refused(connection, spec, args), connection.protocol))
+            return False
+        if spec.name in BARRIERS:
+            if not plan.operations:
+                plan.answers.append(self._answer(connection, spec, args, plan.muted))
+            return True
+        if not plan.muted:
+            if spec.kind is Kind.TRANSACTION:
+                return self._transact(connection, plan, spec, args)
+            if spec.kind is Kind.READ or spec.kind is Kind.WRITE:
+                error = once_error(args) if spec.name == b"ONCE" else None
+                if error is None:
+                    plan.ask(args, spec.kind is Kind.WRITE)
+                else:
+                    plan.answers.append(encode_reply(error, connection.protocol))
+                return False
+        plan.answers.append(self._answer(connection, spec, args, plan.muted))
+        return False
+
+    def _transact(self, connection: Connection, plan: _Plan, spec: CommandSpec, args: list[bytes]) -> bool:
+        """The same for MULTI, EXEC, DISCARD, WATCH and UNWATCH."""
+        watches = spec.name == b"WATCH"
+        if watches and plan.operations:  # a read of its own: what follows needs its answer
+            return True
+        done = act(connection, spec, args)
+        plan.hot = connection.queue is None
+        if not isinstance(done, Ask):
+            plan.answers.append(encode_reply(done, connection.protocol))
+            return False
+        if watches:
+            plan.watch = args
+        else:
+            plan.execs.append(len(plan.answers))
+        plan.ask(done.words, writes=not watches)
+        return watches
 
     def _answer(
         self, connection: Connection, spec: CommandSpec | Error, args: list[bytes], muted: bool

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from raft.core import election, reads, replication
+from raft.core import election, reads, replication, transfer
 from raft.core.effects import Effects, HardState
 from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import require
@@ -32,6 +32,7 @@ from raft.core.messages import (
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
 )
 from raft.core.state import CoreOptions, CoreState, Role
 
@@ -65,7 +66,9 @@ class RaftCore:
             election.check_quorum(state)
             if state.role is Role.LEADER and now >= state.heartbeat_due_ms:
                 replication.broadcast_append_entries(state, heartbeat=True)
-        elif now >= state.election_deadline_ms:
+            return
+        reads.give_up_old_reads(state)
+        if now >= state.election_deadline_ms:
             election.on_election_timeout(state)
 
     def receive(self, sender: int, message: Message, now: float) -> None:
@@ -85,13 +88,16 @@ class RaftCore:
             election.handle_request_vote(state, sender, message)
         elif isinstance(message, RequestVoteResponse):
             election.handle_request_vote_response(state, sender, message)
+        elif isinstance(message, TimeoutNow):
+            transfer.handle_timeout_now(state, sender, message)
 
     def propose(
         self, payloads: Sequence[bytes], now: float, kind: EntryKind = EntryKind.COMMANDS
     ) -> int | None:
-        """Append one entry per payload. Returns the first entry's index, or None if this is no leader."""
+        """Append one entry per payload. Returns the first entry's index, or None if this is no leader, or one
+        that is handing over (or if there is no payload)."""
         state = self._at(now)
-        if state.role is not Role.LEADER:
+        if state.role is not Role.LEADER or state.transfer_target is not None or not payloads:
             return None
         first = state.log.last_index + 1
         state.log.append([Entry(first + i, state.term, kind, data) for i, data in enumerate(payloads)])
@@ -115,7 +121,15 @@ class RaftCore:
 
     def disconnected(self, peer: int, now: float) -> None:
         """The connection to the peer broke."""
-        replication.on_peer_disconnected(self._at(now), peer)
+        state = self._at(now)
+        replication.on_peer_disconnected(state, peer)
+        if peer == state.leader_id:
+            state.fail_follower_reads()
+
+    def transfer(self, target: int | None, now: float) -> str | None:
+        """Hand leadership to target (None: the best voter). Returns why not, or None if it began; whether it
+        succeeds shows in the role."""
+        return transfer.begin_transfer(self._at(now), target)
 
     # --- effects --------------------------------------------------------------------------------------
 
@@ -126,6 +140,7 @@ class RaftCore:
             if state.broadcast_index < state.log.last_index:
                 replication.broadcast_append_entries(state, heartbeat=bool(state.reads))
             reads.advance_reads(state)
+            transfer.advance_transfer(state)
         effects, state.effects = state.effects, Effects()
         effects.log = state.log.take_operations()
         return effects
@@ -133,7 +148,10 @@ class RaftCore:
     def next_deadline_ms(self) -> float:
         """When tick() has something to do at the latest."""
         state = self.state
-        return state.heartbeat_due_ms if state.role is Role.LEADER else state.election_deadline_ms
+        if state.role is Role.LEADER:
+            due = state.heartbeat_due_ms
+            return due if state.transfer_target is None else min(due, state.transfer_deadline_ms)
+        return min(state.election_deadline_ms, reads.follower_read_deadline_ms(state))
 
     def lease_until_ms(self) -> float:
         """With lease reads: the moment until which a local read may be answered (thesis 6.4.1)."""

@@ -29,18 +29,22 @@ def start_pre_vote(core: CoreState) -> None:
     _ask_for_votes(core, core.term + 1, pre_vote=True)
 
 
-def start_election(core: CoreState) -> None:
-    """Become a candidate and ask for votes (paper 5.2). The requests leave after the vote is on disk."""
+def start_election(core: CoreState, *, transfer: bool = False) -> None:
+    """Become a candidate and ask for votes (paper 5.2). The requests leave after the vote is on disk.
+
+    transfer: the leader asked for it (thesis 3.10).
+    """
     core.become_candidate()
     core.effects.news.append(f"candidate in term {core.term}: asking for votes")
     if core.configuration.has_quorum((core.node_id,)):
         win_election(core)
         return
-    _ask_for_votes(core, core.term, pre_vote=False)
+    _ask_for_votes(core, core.term, pre_vote=False, transfer=transfer)
 
 
-def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool) -> None:
-    request = RequestVote(term, core.node_id, core.log.last_index, core.log.last_term, pre_vote)
+def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool, transfer: bool = False) -> None:
+    last_index, last_term = core.log.last_index, core.log.last_term
+    request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer)
     for voter in core.configuration.voters:
         if voter != core.node_id:
             core.effects.messages.append((voter, request))
@@ -51,9 +55,10 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     if request.pre_vote:
         answer_pre_vote(core, sender, request)
         return
+    loyal = core.owes_silence() or (request.term > core.term and keeps_its_leader(core, sender))
+    if loyal and not request.transfer:
+        return  # thesis 4.2.3: a server that hears its leader lets nobody disturb it
     if request.term > core.term:
-        if core.leader_is_alive():
-            return  # thesis 4.2.3: a server that hears its leader lets nobody disturb it
         core.become_follower(request.term, None, f"term {request.term} begins: {sender} is a candidate")
     granted = (
         request.term == core.term
@@ -69,11 +74,18 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     core.effects.messages.append((sender, RequestVoteResponse(core.term, granted)))
 
 
+def keeps_its_leader(core: CoreState, candidate: int) -> bool:
+    """Whether a vote for the candidate would disturb a living leader. A leader that asks for votes itself
+    leads no longer: against its own request there is nothing to protect."""
+    return candidate != core.leader_id and core.leader_is_alive()
+
+
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:
     """Would this node vote so? Nothing changes by being asked (thesis 9.6)."""
     granted = (
         request.term > core.term
-        and not core.leader_is_alive()
+        and not core.owes_silence()
+        and not keeps_its_leader(core, sender)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)
     )
     term = request.term if granted else core.term

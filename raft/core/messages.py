@@ -16,13 +16,15 @@ from raft.core.entry import Entry
 
 class RequestVote(msgspec.Struct, frozen=True, array_like=True, tag="rv", gc=False):
     """RequestVote RPC (paper 5.2, 5.4.1). pre_vote: only asks whether a vote would be given (thesis 9.6);
-    term is then the term the candidate would start, not the one it is in."""
+    term is then the term the candidate would start, not the one it is in. transfer: the leader itself asked
+    for this election (thesis 3.10), so nobody need be loyal to it."""
 
     term: int
     candidate_id: int
     last_log_index: int
     last_log_term: int
     pre_vote: bool = False
+    transfer: bool = False
 
 
 class RequestVoteResponse(msgspec.Struct, frozen=True, array_like=True, tag="rvr", gc=False):
@@ -79,6 +81,12 @@ class ReadIndexResponse(msgspec.Struct, frozen=True, array_like=True, tag="rir",
     ok: bool
 
 
+class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag="tn", gc=False):
+    """The leader hands over: campaign at once, without PreVote (thesis 3.10)."""
+
+    term: int
+
+
 Message: TypeAlias = (
     RequestVote
     | RequestVoteResponse
@@ -86,4 +94,5 @@ Message: TypeAlias = (
     | AppendEntriesResponse
     | ReadIndexRequest
     | ReadIndexResponse
+    | TimeoutNow
 )

@@ -25,6 +25,7 @@ class Kind(Enum):
     STATUS = "status"  # the client handler thread, from the published NodeStatus
     READ = "read"  # the machine, linearizably
     WRITE = "write"  # the machine, through the log
+    TRANSACTION = "transaction"  # the client handler thread, which sends the worker ~EXEC and asks ~VERSION
     LATER = "later"  # nobody yet: "ERR ... is not supported yet"
 
 
@@ -56,7 +57,7 @@ class CommandSpec(msgspec.Struct, frozen=True, gc=False):
         return self.name.decode("ascii").replace(" ", "|").lower()
 
 
-_L, _S, _R, _W, _X = Kind.LOCAL, Kind.STATUS, Kind.READ, Kind.WRITE, Kind.LATER
+_L, _S, _R, _W, _T, _X = Kind.LOCAL, Kind.STATUS, Kind.READ, Kind.WRITE, Kind.TRANSACTION, Kind.LATER
 _NO_KEY, _ONE_KEY, _ALL_KEYS, _KEY_VALUES = (0, 0, 0), (1, 1, 1), (1, -1, 1), (1, -1, 2)
 
 _Row = tuple[str, Kind, int, tuple[int, int, int], str]
@@ -116,12 +117,12 @@ _TABLE: dict[str, tuple[_Row, ...]] = {
         ("KEYS", _R, 2, _NO_KEY, "Answers all keys that match a pattern"),
     ),
     "transactions": (
-        ("MULTI", _X, 1, _NO_KEY, "Begins a transaction"),
-        ("EXEC", _X, 1, _NO_KEY, "Carries out the transaction as one log entry"),
-        ("DISCARD", _X, 1, _NO_KEY, "Drops the transaction"),
-        ("WATCH", _X, -2, _ALL_KEYS, "Lets EXEC fail if one of these keys changes"),
-        ("UNWATCH", _X, 1, _NO_KEY, "Forgets the watched keys"),
-        ("ONCE", _X, -4, _NO_KEY, "Runs a command at most once per session and sequence number"),
+        ("MULTI", _T, 1, _NO_KEY, "Begins a transaction"),
+        ("EXEC", _T, 1, _NO_KEY, "Carries out the transaction as one log entry"),
+        ("DISCARD", _T, 1, _NO_KEY, "Drops the transaction"),
+        ("WATCH", _T, -2, _ALL_KEYS, "Lets EXEC fail if one of these keys changes"),
+        ("UNWATCH", _T, 1, _NO_KEY, "Forgets the watched keys"),
+        ("ONCE", _W, -4, _NO_KEY, "Runs a command at most once per session and sequence number"),
     ),
     "pubsub": (
         ("SUBSCRIBE", _L, -2, _NO_KEY, "Listens to channels"),

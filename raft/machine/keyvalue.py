@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import msgspec
 
@@ -34,12 +35,14 @@ from raft.machine.commands import wrong_arity
 from raft.machine.expiry import ExpiryTimes
 from raft.machine.glob import PatternTooLongError, glob_matcher
 from raft.machine.scan import KeyIndex
+from raft.machine.versions import KeyVersions
 from raft.replies import OK, Error, Reply, Simple
 
 LONGEST_VALUE = 64 * 1024 * 1024  # bytes, by APPEND; a SET is bounded by limits.max_request_bytes
 _SCAN_COUNT = 10
 _LARGEST_CURSOR = 2**64 - 1
 _HASHED_AT_ONCE = 4096
+_FEW_KEYS = 1024  # FLUSHALL tells them apart from keys that did not exist
 
 _STRING, _NONE = Simple("string"), Simple("none")
 _OVERFLOW = Error("ERR increment or decrement would overflow")
@@ -47,15 +50,31 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class KeyValue:
-    """The keys, their values and when they expire. at_ms: the log's time; reader_ms: now, for TTL."""
+    """The keys, their values, when they expire and when they changed.
 
-    __slots__ = ("_expires_at", "_index", "at_ms", "expiry", "reader_ms", "values")
+    at_ms: the log's time; reader_ms: now, for TTL; entry: the index of the entry that is being applied.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_expires_at",
+        "_index",
+        "at_ms",
+        "entry",
+        "expiry",
+        "reader_ms",
+        "values",
+        "versions",
+    )
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.expiry = ExpiryTimes()
         self.at_ms = 0
         self.reader_ms = 0
+        self.entry = 0
+        self.versions = KeyVersions()
+        self._changed = self.versions.recent
         self._expires_at = self.expiry.at_ms
         self._index = KeyIndex()
 
@@ -64,25 +83,61 @@ class KeyValue:
         """When keys expire, ms since the epoch; not to be changed by the reader."""
         return self._expires_at
 
-    def advance(self, at_ms: int) -> None:
+    def advance(self, at_ms: int, entry: int) -> None:
         """A new entry begins: the log's time becomes at_ms (never earlier than it was) and due keys go."""
         self.at_ms = self.reader_ms = max(self.at_ms, at_ms)
+        if len(self._changed) >= self.versions.limit:
+            self._changed = self.versions.turn(entry - 1)
+        self.entry = entry
         if self._expires_at:
             for key in self.expiry.take_due(self.at_ms):
                 del self.values[key]
                 self._index.remove(key)
+                self._changed[key] = entry
 
     def next_expiry_ms(self) -> int | None:
         """When the next key is due; None when none is."""
         return self.expiry.next_ms()
 
     def feed(self, update: Callable[[bytes], object]) -> None:
-        """Gives the complete state to a hash: values in their order, then the times."""
+        """Gives the complete state to a hash: values in their order, then the times, then the changes."""
         for part in (self.values, self._expires_at):
             update(_encode(len(part)))
             items = iter(part.items())
             while chunk := list(islice(items, _HASHED_AT_ONCE)):
                 update(_encode(chunk))
+        update(_encode(self.versions.export()))
+
+    @property
+    def index(self) -> KeyIndex:
+        """The index for SCAN; not to be changed by the reader."""
+        return self._index
+
+    def restore(
+        self,
+        at_ms: int,
+        values: dict[bytes, bytes],
+        expiries: dict[bytes, int],
+        index: KeyIndex,
+        versions: list[Any],
+    ) -> None:
+        """Takes over a complete state: see raft/machine/snapshot.py."""
+        self.at_ms = self.reader_ms = at_ms
+        self.values = values
+        self.expiry.restore(expiries)
+        self._expires_at = self.expiry.at_ms
+        self._index = index
+        self.restore_versions(versions)
+
+    def become(self, other: KeyValue) -> None:
+        """Takes over the state of another, which must not be used any more."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(other, name))
+
+    def restore_versions(self, state: list[Any]) -> None:
+        """Takes over what versions.export() gave."""
+        self.versions.restore(state)
+        self._changed = self.versions.recent
 
     # --- helpers that change state ---
 
@@ -91,6 +146,7 @@ class KeyValue:
         if key not in self.values:
             self._index.add(key)
         self.values[key] = value
+        self._changed[key] = self.entry
 
     def _put_plain(self, key: bytes, value: bytes) -> None:
         """Sets a value that does not expire."""
@@ -103,6 +159,7 @@ class KeyValue:
         value = self.values.pop(key, None)
         if value is not None:
             self._index.remove(key)
+            self._changed[key] = self.entry
             if self._expires_at:
                 self._expires_at.pop(key, None)
         return value
@@ -113,6 +170,7 @@ class KeyValue:
             self._remove(key)
         else:
             self.expiry.set(key, at_ms)
+            self._changed[key] = self.entry
 
     # --- writes ---
 
@@ -125,6 +183,7 @@ class KeyValue:
         if key not in values:
             self._index.add(key)
         values[key] = value
+        self._changed[key] = self.entry
         if self._expires_at:
             self._expires_at.pop(key, None)
         return OK
@@ -161,7 +220,7 @@ class KeyValue:
         if options.time is not None:
             self._expire_at(key, expiry_ms(options.time, self.at_ms, "getex"))
         elif options.persist:
-            self._expires_at.pop(key, None)
+            self._persist(key)
         return value
 
     def delete(self, words: list[bytes]) -> Reply:
@@ -218,6 +277,7 @@ class KeyValue:
             if not LEAST <= after <= MOST:
                 return _OVERFLOW
         self.values[key] = b"%d" % after
+        self._changed[key] = self.entry
         return after
 
     def append(self, words: list[bytes]) -> Reply:
@@ -252,12 +312,22 @@ class KeyValue:
 
     def persist(self, words: list[bytes]) -> Reply:
         """PERSIST key"""
-        return 0 if self._expires_at.pop(words[1], None) is None else 1
+        return self._persist(words[1])
+
+    def _persist(self, key: bytes) -> int:
+        if self._expires_at.pop(key, None) is None:
+            return 0
+        self._changed[key] = self.entry
+        return 1
 
     def flushall(self, words: list[bytes]) -> Reply:
         """FLUSHALL [ASYNC | SYNC]"""
         if len(words) > 2 or (len(words) == 2 and words[1].upper() not in (b"ASYNC", b"SYNC")):
             return SYNTAX_ERROR
+        if len(self.values) <= _FEW_KEYS:
+            self._changed.update(dict.fromkeys(self.values, self.entry))
+        else:
+            self._changed = self.versions.change_all(self.entry)
         self.values.clear()
         self.expiry.clear()
         self._index.clear()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from ledger.ledger import Context, Ledger
 from raft.core.entry import Entry, EntryKind
@@ -21,6 +21,9 @@ from raft.machine.arguments import RefusedError
 from raft.machine.batch import decode_batch
 from raft.machine.commands import COMMANDS, Kind, word_bounds, wrong_arity
 from raft.machine.keyvalue import KeyValue
+from raft.machine.sessions import SessionTable, fingerprint, session_and_number
+from raft.machine.snapshot import Progress, dump, load_into
+from raft.machine.transactions import HERE, decode_transaction
 from raft.replies import OK, Error, Reply
 
 _Handler = Callable[[list[bytes]], Reply]
@@ -45,30 +48,43 @@ class UnknownCommandError(MachineError):
 class Machine:
     """Applies entries and answers reads. cluster_name is part of the digest.
 
-    kv, ledger: the state. applied_index, applied_term: of the last entry applied (0 before the first).
+    kv, ledger, sessions: the state. applied_index, applied_term: of the last entry applied (0 before the
+    first).
     """
 
     __slots__ = (
         "_digest_asked",
+        "_once_rows",
         "_quiet_rows",
         "_read_rows",
         "_rows",
+        "_transaction_rows",
         "applied_index",
         "applied_term",
         "cluster_name",
         "kv",
         "ledger",
+        "sessions",
     )
 
     def __init__(self, cluster_name: str) -> None:
         self.cluster_name = cluster_name
         self.kv = KeyValue()
         self.ledger = Ledger()
+        self.sessions = SessionTable()
         self.applied_index = 0
         self.applied_term = 0
         self._digest_asked = False
         reads, writes = self._value_rows(Kind.READ), self._value_rows(Kind.WRITE)
         system = self._system_rows()
+        self._once_rows: _Rows = {
+            **reads,
+            **writes,
+            **_containers(self._ledger_command, self._no_digest_inside),
+        }
+        self._transaction_rows = {**self._once_rows, **_rows_of(HERE), b"TIME": (self._time, 1, 1)}
+        once = (self._once, *word_bounds(COMMANDS[b"ONCE"])[:2])  # it is always carried out, reads too
+        writes |= {b"ONCE": once, b"once": once}
         self._rows = {**reads, **writes, **system, **_containers(self._ledger_command, self._digest_later)}
         self._quiet_rows: _Rows = {
             **{name: (_nothing, fewest, most) for name, (_, fewest, most) in reads.items()},
@@ -76,7 +92,11 @@ class Machine:
             **system,
             **_containers(self._ledger_write, self._no_digest),
         }
-        self._read_rows = {**reads, **_containers(self._ledger_read, self._digest_now)}
+        self._read_rows = {
+            **reads,
+            **_containers(self._ledger_read, self._digest_now),
+            b"~VERSION": (self._version, 1, 1),
+        }
 
     @property
     def at_ms(self) -> int:
@@ -104,7 +124,7 @@ class Machine:
     ) -> list[Reply]:
         """The same for a COMMANDS entry whose commands are at hand. at_ms: the leader's stamp."""
         self._follow(index, term)
-        self.kv.advance(at_ms)
+        self.kv.advance(at_ms, index)
         rows = self._rows if want_replies else self._quiet_rows
         replies: list[Reply] = []
         for words in commands:
@@ -163,14 +183,39 @@ class Machine:
         """SHA-256 (hex) of all replicated state: equal on all nodes that applied the same entries.
 
         Covers the cluster's name, applied index and term, the log's time, values and times of expiry in their
-        (replicated) order, and the ledger. Takes 0.3 to 1 s for a million keys.
+        (replicated) order, versions, the sessions and the ledger. Takes 0.3 to 1 s for a million keys.
         """
         hasher = hashlib.sha256()
         head = f"{self.cluster_name}\n{self.applied_index} {self.applied_term} {self.at_ms}\n"
         hasher.update(head.encode())
         self.kv.feed(hasher.update)
+        self.sessions.feed(hasher.update)
         self.ledger.digest_into(hasher)
         return hasher.hexdigest()
+
+    # --- snapshots ---
+
+    def dump(self, on_progress: Progress | None = None) -> Iterator[bytes]:
+        """The complete state in chunks of at most 256 KiB: raft/machine/snapshot.py. The machine must not
+        change meanwhile. on_progress(rows done, rows in all)."""
+        return dump(self, on_progress)
+
+    @classmethod
+    def load(cls, cluster_name: str, chunks: Iterable[bytes], on_progress: Progress | None = None) -> Machine:
+        """A machine with the state that gave these chunks; pieces of any other size will do as well.
+
+        Raises SnapshotFormatError, SnapshotVersionError, SnapshotClusterError, and whatever chunks raises.
+        """
+        machine = cls(cluster_name)
+        load_into(machine, chunks, on_progress)
+        return machine
+
+    def become(self, other: Machine) -> None:
+        """Takes over the state of another, just loaded, which must not be used any more. Events not yet taken
+        are lost with the old state."""
+        self.kv.become(other.kv)
+        self.ledger, self.sessions = other.ledger, other.sessions
+        self.applied_index, self.applied_term = other.applied_index, other.applied_term
 
     # --- what executes what ---
 
@@ -178,7 +223,7 @@ class Machine:
         """Rows of KeyValue's commands of one kind, under their upper-case and lower-case names."""
         rows: _Rows = {}
         for name, spec in COMMANDS.items():
-            if spec.kind is kind and spec.container is None:
+            if spec.kind is kind and spec.container is None and name != b"ONCE":
                 method = "delete" if name == b"DEL" else name.decode("ascii").lower()
                 fewest, most, _ = word_bounds(spec)
                 rows[name] = rows[name.lower()] = (getattr(self.kv, method), fewest, most)
@@ -188,7 +233,52 @@ class Machine:
         """Rows of what only leaders propose."""
         rows: _Rows = dict.fromkeys(_LEDGER_SYSTEM, (self._ledger_system, 1, sys.maxsize))
         rows[b"~EXPIRE"] = (_expired, 1, 1)
+        rows[b"~EXEC"] = (self._exec, 2, 2)
         return rows
+
+    # --- commands that carry out commands ---
+
+    def _run(self, rows: _Rows, words: list[bytes]) -> Reply:
+        """Carries out a command that stands inside another one."""
+        row = rows.get(words[0]) or rows.get(words[0].upper())
+        if row is None:
+            raise UnknownCommandError(f"entry {self.applied_index} holds {words[0][:64]!r} inside a command")
+        handler, fewest, most = row
+        if not fewest <= len(words) <= most:
+            return _wrong_arity(words)
+        try:
+            return handler(words)
+        except RefusedError as refused:
+            return refused.error
+
+    def _once(self, words: list[bytes]) -> Reply:
+        """ONCE session seq COMMAND ...: see raft/machine/sessions.py"""
+        session, number = session_and_number(words)
+        command = words[3:]
+        mark, now_ms = fingerprint(command), self.kv.at_ms
+        first = self.sessions.recall(session, number, mark, now_ms)
+        if first is not None:
+            return first[0]
+        reply = self._run(self._once_rows, command)
+        self.sessions.keep(session, number, mark, reply, now_ms)
+        return reply
+
+    def _exec(self, words: list[bytes]) -> Reply:
+        """~EXEC data: see raft/machine/transactions.py"""
+        transaction = decode_transaction(words[1])
+        last_change = self.kv.versions.last_change
+        if any(last_change(key) > seen for key, seen in transaction.watched):
+            return None
+        return [self._run(self._transaction_rows, command) for command in transaction.commands]
+
+    def _version(self, _words: list[bytes]) -> Reply:
+        """~VERSION, a read: the index that a key watched now must not change after."""
+        return self.applied_index
+
+    def _time(self, _words: list[bytes]) -> Reply:
+        """TIME inside a transaction: the log's."""
+        seconds, milliseconds = divmod(self.kv.at_ms, 1000)
+        return [b"%d" % seconds, b"%d" % (milliseconds * 1000)]
 
     def _context(self) -> Context:
         return Context(self.applied_index, self.applied_term, self.kv.at_ms)
@@ -221,6 +311,10 @@ class Machine:
         _kind(words)
         return None
 
+    def _no_digest_inside(self, words: list[bytes]) -> Reply:
+        """An answer that depends on the end of the entry cannot stand inside another one."""
+        raise UnknownCommandError(f"entry {self.applied_index} holds {words[:2]!r} inside a command")
+
     def _digest_now(self, words: list[bytes]) -> Reply:
         _kind(words)
         return [self.applied_index, self.digest()] if len(words) == 2 else _wrong_arity(words)
@@ -233,6 +327,14 @@ def _containers(ledger: _Handler, digest: _Handler) -> _Rows:
     """Rows of the commands of two words, whose handlers count the rest of the words themselves."""
     names = ((b"FOLLOWER", ledger), (b"REWARD", ledger), (b"INTERVAL", ledger), (b"RAFT", digest))
     return {case: (handler, 2, sys.maxsize) for name, handler in names for case in (name, name.lower())}
+
+
+def _rows_of(handlers: dict[bytes, _Handler]) -> _Rows:
+    rows: _Rows = {}
+    for name, handler in handlers.items():
+        fewest, most, _ = word_bounds(COMMANDS[name])
+        rows[name] = (handler, fewest, most)
+    return rows
 
 
 def _kind(words: list[bytes]) -> Kind:

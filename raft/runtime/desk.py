@@ -95,10 +95,12 @@ class Desk:
     def _route(self, batch: Batch, deadline: float) -> None:
         state = self._state
         if state.role is Role.LEADER:
-            if batch.writes:
-                self.proposals.add(batch, self._now, self._at_ms)
-            else:
+            if not batch.writes:
                 self.reads.add(batch, deadline)
+            elif state.transfer_target is not None:
+                self._hold(deadline, batch)  # for the next leader
+            else:
+                self.proposals.add(batch, self._now, self._at_ms)
         elif state.leader_id is None:
             self._hold(deadline, batch)
         elif batch.writes:
@@ -108,7 +110,8 @@ class Desk:
 
     def on_forward(self, sender: int, message: Forward) -> None:
         """A peer forwards its client's commands."""
-        batch = self.forwarding.accept(sender, message, self._state.role is Role.LEADER)
+        takes = self._state.role is Role.LEADER and self._state.transfer_target is None
+        batch = self.forwarding.accept(sender, message, takes)
         if batch is not None:
             self.proposals.add(batch, self._now, self._at_ms)
 

@@ -99,9 +99,10 @@ class Forwarding:
 
     # --- the leader -----------------------------------------------------------------------------------
 
-    def accept(self, sender: int, message: Forward, is_leader: bool) -> Batch | None:
-        """A peer's client wants these commands. Returns the batch to propose, or None after a refusal."""
-        if not is_leader:
+    def accept(self, sender: int, message: Forward, takes: bool) -> Batch | None:
+        """A peer's client wants these commands. takes: this node leads and is not handing over. Returns the
+        batch to propose, or None after a refusal."""
+        if not takes:
             self._send(sender, ForwardReply(message.request_id, [], str(NOT_LEADER)))
             return None
         if not self._load.take(len(message.commands)):

@@ -12,6 +12,7 @@ from raft.core.core import RaftCore
 from raft.core.invariants import require
 from raft.machine.batch import encode_batch
 from raft.replies import Error, Reply
+from raft.runtime.errors import NOT_LEADER
 from raft.runtime.load import Load
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,12 @@ class Proposals:
         if not self._commands:
             return
         index = self._core.propose([encode_batch(at_ms, self._commands)], now)
-        require(index is not None, "proposed without being the leader")
-        assert index is not None
+        if index is None:
+            # Leadership began to be handed over in this very turn: nothing of this is in the log.
+            require(self._core.state.transfer_target is not None, "proposed without being the leader")
+            self._fail(self._waiters, NOT_LEADER)
+            self._commands, self._waiters, self._clients, self._bytes = [], [], 0, 0
+            return
         self._inflight.append(InFlight(index, at_ms, self._commands, self._waiters, self._clients))
         self._commands, self._waiters, self._clients, self._bytes = [], [], 0, 0
 

@@ -133,7 +133,7 @@ class Worker:
         self.core.tick(now)
         self._notice_role(now, at_ms)
         self.desk.take_batches(now, at_ms)
-        if self.core.state.role is Role.LEADER:
+        if self.core.state.role is Role.LEADER and self.core.state.transfer_target is None:
             self._lead(now, at_ms)
         self.desk.flush(now, at_ms)
         self._carry_out_all(now)

@@ -155,8 +155,8 @@ def resp(*words: bytes) -> bytes:
 class Harness:
     """A server on a free port, its backend, and connections that are closed in the end."""
 
-    def __init__(self, **limits: int) -> None:
-        self.backend = DictBackend()
+    def __init__(self, backend: DictBackend | None = None, **limits: int) -> None:
+        self.backend = backend or DictBackend()
         self.fatal: list[tuple[str, BaseException]] = []
         settings = Settings(limits=LimitSettings(**limits))
         self.server = ClientServer(

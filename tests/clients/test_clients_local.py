@@ -95,8 +95,6 @@ def test_the_hot_rows_say_what_lookup_says() -> None:
         ([b"READONLY"], b"+OK\r\n"),
         ([b"READWRITE"], b"+OK\r\n"),
         ([b"ASKING"], b"+OK\r\n"),
-        ([b"MULTI"], b"-ERR MULTI is not supported yet\r\n"),
-        ([b"ONCE", b"s", b"1", b"GET", b"a"], b"-ERR ONCE is not supported yet\r\n"),
         ([b"RAFT", b"SNAPSHOT"], b"-ERR RAFT SNAPSHOT is not supported yet\r\n"),
         (
             [b"~TERM", b"1", b"{}", b"[]"],

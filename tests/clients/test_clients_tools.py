@@ -46,8 +46,6 @@ def test_redis_py(harness: Harness, protocol: int, decode: bool) -> None:
             assert pipeline.execute() == [True] * 3000
         with pytest.raises(redis.ResponseError, match="unknown command"):
             client.execute_command("NOSUCH")
-        with pytest.raises(redis.ResponseError, match="EXEC is not supported yet"):
-            client.pipeline(transaction=True).execute_command("GET", "a").execute()
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

@@ -15,6 +15,7 @@ from raft.core.entry import Entry, EntryKind
 from raft.machine.batch import BatchFormatError, encode_batch
 from raft.machine.commands import COMMANDS, Kind
 from raft.machine.machine import Machine, OutOfOrderError, UnknownCommandError
+from raft.machine.transactions import encode_transaction
 from raft.replies import Error
 
 POLICY = msgspec.json.encode(
@@ -70,7 +71,17 @@ def test_an_entry_out_of_order_is_refused(index: int, kind: EntryKind) -> None:
         [b"RAFT", b"SNAPSHOT"],
         [b"RAFT", b"FOO"],
         [b"MULTI"],
-        [b"ONCE", b"s", b"1", b"GET"],
+        [b"~VERSION"],
+        [b"ONCE", b"s", b"1", b"NEW"],
+        [b"ONCE", b"s", b"1", b"PING"],
+        [b"ONCE", b"s", b"1", b"~EXPIRE"],
+        [b"ONCE", b"s", b"1", b"ONCE", b"s", b"2", b"GET", b"a"],
+        [b"ONCE", b"s", b"1", b"RAFT", b"DIGEST"],
+        [b"ONCE", b"s", b"1", b"FOLLOWER", b"FOO"],
+        [b"~EXEC", encode_transaction([], [[b"NEW"]])],
+        [b"~EXEC", encode_transaction([], [[b"ONCE", b"s", b"1", b"GET", b"a"]])],
+        [b"~EXEC", encode_transaction([], [[b"RAFT", b"DIGEST"]])],
+        [b"~EXEC", encode_transaction([], [[b"~EXPIRE"]])],
     ],
 )
 @pytest.mark.parametrize("want_replies", [True, False])
@@ -312,12 +323,26 @@ def test_the_digest_tells_time_index_and_cluster() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(COMMANDS)), st.lists(st.binary(max_size=12), max_size=6), st.booleans())
-def test_whatever_a_client_sends_gets_a_reply(name: bytes, arguments: list[bytes], numeric: bool) -> None:
+@given(
+    st.sampled_from(sorted(COMMANDS)),
+    st.lists(st.binary(max_size=12), max_size=6),
+    st.booleans(),
+    st.sampled_from(["plain", "once", "exec"]),
+)
+def test_whatever_a_client_sends_gets_a_reply(
+    name: bytes, arguments: list[bytes], numeric: bool, inside: str
+) -> None:
     """No words after a name make apply raise: such an entry would stop the whole cluster for ever."""
     if COMMANDS[name].kind not in (Kind.READ, Kind.WRITE):
         return
     words = name.split() + [b"%d" % len(word) if numeric else word for word in arguments]
+    if name == b"ONCE":  # handlers let only commands that they know stand inside
+        words = [*words[:3], *[b"x"] * (3 - len(words)), b"INCR", b"1"]
+    elif name != b"RAFT DIGEST":
+        if inside == "once":
+            words = [b"ONCE", b"s", b"1", *words]
+        elif inside == "exec":
+            words = [b"~EXEC", encode_transaction([], [words])]
     run = Driver()
     run.batch([b"~TERM", b"1", POLICY, MEMBERS], [b"SET", b"1", b"1"])
-    assert len(run.batch(words, [b"GET", b"1"])) == 2
+    assert len(run.batch(words, words, [b"GET", b"1"])) == 3

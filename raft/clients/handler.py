@@ -293,6 +293,10 @@ class Handler:
         if not plan.muted:
             if spec.kind is Kind.TRANSACTION:
                 return self._transact(connection, plan, spec, args)
+            if spec.kind is Kind.CONTROL:
+                if not plan.operations:  # a batch of its own: it goes past the log
+                    plan.ask(args, writes=True)
+                return True
             if spec.kind is Kind.READ or spec.kind is Kind.WRITE:
                 error = once_error(args) if spec.name == b"ONCE" else None
                 if error is None:

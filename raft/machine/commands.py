@@ -26,6 +26,7 @@ class Kind(Enum):
     READ = "read"  # the machine, linearizably
     WRITE = "write"  # the machine, through the log
     TRANSACTION = "transaction"  # the client handler thread, which sends the worker ~EXEC and asks ~VERSION
+    CONTROL = "control"  # the leader's worker itself, never through the log
     LATER = "later"  # nobody yet: "ERR ... is not supported yet"
 
 
@@ -58,6 +59,7 @@ class CommandSpec(msgspec.Struct, frozen=True, gc=False):
 
 
 _L, _S, _R, _W, _T, _X = Kind.LOCAL, Kind.STATUS, Kind.READ, Kind.WRITE, Kind.TRANSACTION, Kind.LATER
+_C = Kind.CONTROL
 _NO_KEY, _ONE_KEY, _ALL_KEYS, _KEY_VALUES = (0, 0, 0), (1, 1, 1), (1, -1, 1), (1, -1, 2)
 
 _Row = tuple[str, Kind, int, tuple[int, int, int], str]
@@ -137,7 +139,7 @@ _TABLE: dict[str, tuple[_Row, ...]] = {
         ("RAFT ADD", _X, 7, _NO_KEY, "Adds a member as a learner"),
         ("RAFT PROMOTE", _X, 3, _NO_KEY, "Gives a learner its vote"),
         ("RAFT REMOVE", _X, 3, _NO_KEY, "Removes a member"),
-        ("RAFT TRANSFER", _X, -2, _NO_KEY, "Hands the leadership over"),
+        ("RAFT TRANSFER", _C, -2, _NO_KEY, "Hands the leadership over"),
         ("RAFT SNAPSHOT", _X, 2, _NO_KEY, "Takes a snapshot now"),
         ("RAFT DIGEST", _R, 2, _NO_KEY, "Answers the applied index and the hash of all replicated state"),
         ("CLUSTER SLOTS", _S, 2, _NO_KEY, "Answers the slot ranges and their nodes"),

@@ -15,6 +15,7 @@ from raft.core.core import RaftCore
 from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.replies import Error
+from raft.runtime.control import Control, is_control
 from raft.runtime.errors import NO_LEADER, NOT_LEADER, STOPPING, UNKNOWN
 from raft.runtime.forwarding import Forwarding
 from raft.runtime.load import Load
@@ -45,6 +46,7 @@ class Desk:
         self.load = Load(max_pending)
         self.proposals = Proposals(core, self.load)
         self.reads = Reads(core, machine, self.load, first_request_id, self._hold, lease_ended)
+        self.control = Control(core, self.load)
         self.forwarding = Forwarding(send, self._hold, self.load, first_request_id)
         self._inbox: deque[Batch] = deque()
         self._held: list[tuple[float, Batch]] = []
@@ -65,18 +67,18 @@ class Desk:
 
     # --- one turn -------------------------------------------------------------------------------------
 
-    def take_batches(self, now: float, at_ms: int) -> None:
-        """Route everything that arrived, and what was held if there is a leader now.
-
-        now: monotonic ms; at_ms: the wall clock that this turn's entries are stamped with.
-        """
+    def begin_turn(self, now: float, at_ms: int) -> None:
+        """now: monotonic ms; at_ms: what this turn's entries are stamped with. Before anything else."""
         self._now, self._at_ms = now, at_ms
+
+    def take_batches(self) -> None:
+        """Route everything that arrived, and what was held if there is a leader now."""
         if self._held and self._may_retry():
             held, self._held = self._held, []
             for deadline, batch in held:
                 self._route(batch, deadline)
         inbox = self._inbox
-        deadline = now + self._hold_ms
+        deadline = self._now + self._hold_ms
         while inbox:
             self._route(inbox.popleft(), deadline)
 
@@ -87,16 +89,18 @@ class Desk:
             self._now >= self._retry_at or self._held_under != (self._state.term, leader)
         )
 
-    def flush(self, now: float, at_ms: int) -> None:
+    def flush(self) -> None:
         """Turn what was routed into one entry and one read index."""
-        self.proposals.flush(now, at_ms)
-        self.reads.flush(now)
+        self.proposals.flush(self._now, self._at_ms)
+        self.reads.flush(self._now)
 
     def _route(self, batch: Batch, deadline: float) -> None:
         state = self._state
         if state.role is Role.LEADER:
             if not batch.writes:
                 self.reads.add(batch, deadline)
+            elif is_control(batch):
+                self.control.take(batch, self._now)
             elif state.transfer_target is not None:
                 self._hold(deadline, batch)  # for the next leader
             else:
@@ -112,7 +116,9 @@ class Desk:
         """A peer forwards its client's commands."""
         takes = self._state.role is Role.LEADER and self._state.transfer_target is None
         batch = self.forwarding.accept(sender, message, takes)
-        if batch is not None:
+        if batch is not None and is_control(batch):
+            self.control.take(batch, self._now)
+        elif batch is not None:
             self.proposals.add(batch, self._now, self._at_ms)
 
     def on_forward_reply(self, sender: int, reply: ForwardReply) -> None:
@@ -143,16 +149,17 @@ class Desk:
     def leadership_lost(self) -> None:
         """This node led and does not any more."""
         self.proposals.fail_all(UNKNOWN, NOT_LEADER)
+        self.control.leadership_lost()
 
     def leader_lost(self, leader: int | None) -> None:
         """Another node led, or was connected, and is not any more."""
         self.forwarding.leader_lost(leader)
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """Answer what has waited long enough. Cheap when nothing waits."""
-        self._now = now
-        self.reads.expire(now)
-        self.forwarding.expire(now)
+        self.control.advance()
+        self.reads.expire(self._now)
+        self.forwarding.expire(self._now)
         if self._held:
             held, self._held = self._held, []
             for deadline, batch in held:
@@ -168,6 +175,7 @@ class Desk:
     def close(self) -> None:
         """The node stops: every client hears so."""
         self._open = False
+        self.control.close(STOPPING)
         self.proposals.fail_all(UNKNOWN, STOPPING)
         self.forwarding.leader_lost(None)
         batches = [batch for _, batch in self._held] + self.reads.drain() + list(self._inbox)

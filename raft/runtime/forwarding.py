@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Callable
 
 from raft.clients.batch import Batch
-from raft.replies import Error
+from raft.replies import OK, Error
+from raft.runtime.control import is_control
 from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN
 from raft.runtime.load import Load
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
@@ -94,7 +95,10 @@ class Forwarding:
     def _give_up(self, request_ids: list[int]) -> None:
         for request_id in request_ids:
             batch = self._outstanding.pop(request_id)[3]
-            batch.fail(UNKNOWN)
+            if is_control(batch):
+                batch.answer(batch.operations[0][0], OK)  # RAFT TRANSFER: another leader is what it wanted
+            else:
+                batch.fail(UNKNOWN)
             self._load.give_back(len(batch.operations))
 
     # --- the leader -----------------------------------------------------------------------------------

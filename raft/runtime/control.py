@@ -1,0 +1,78 @@
+"""Commands to the leader itself, which go past the log: RAFT TRANSFER."""
+
+from __future__ import annotations
+
+from raft.clients.batch import Batch
+from raft.core.core import RaftCore
+from raft.core.state import Role
+from raft.machine.arguments import RefusedError
+from raft.replies import OK, Error, Reply
+from raft.runtime.load import Load
+
+_NAMES = frozenset((b"RAFT", b"raft"))
+
+
+def is_control(batch: Batch) -> bool:
+    """Whether this batch is one command for Control: handlers never mix them with others."""
+    if len(batch.operations) != 1:
+        return False
+    args = batch.operations[0][1]
+    return (
+        (args[0] in _NAMES or args[0].upper() in _NAMES) and len(args) > 1 and args[1].upper() == b"TRANSFER"
+    )
+
+
+class Control:
+    """Owned by the worker. What it takes is answered when its outcome shows."""
+
+    def __init__(self, core: RaftCore, load: Load) -> None:
+        self._core = core
+        self._load = load
+        self._transfer: Batch | None = None  # waits for the transfer under way
+
+    def take(self, batch: Batch, now: float) -> None:
+        """Carry the command out; call while this node leads."""
+        args = batch.operations[0][1]
+        try:
+            refusal = self._core.transfer(_node_id(args), now)
+        except RefusedError as refused:
+            self._answer(batch, refused.error)
+            return
+        if refusal is not None:
+            self._answer(batch, Error(f"ERR {refusal}"))
+        else:
+            self._transfer = batch
+
+    def advance(self) -> None:
+        """Answer a transfer that was given up. Call once a turn."""
+        state = self._core.state
+        if self._transfer is not None and state.role is Role.LEADER and state.transfer_target is None:
+            self._finish(Error("ERR the other node did not take over in time; the leader has not changed"))
+
+    def leadership_lost(self) -> None:
+        """The transfer has succeeded (or another election came first, which is as good)."""
+        self._finish(OK)
+
+    def close(self, error: Error) -> None:
+        """The node stops."""
+        self._finish(error)
+
+    def _finish(self, reply: Reply) -> None:
+        batch, self._transfer = self._transfer, None
+        if batch is not None:
+            self._answer(batch, reply)
+
+    def _answer(self, batch: Batch, reply: Reply) -> None:
+        batch.answer(batch.operations[0][0], reply)
+        self._load.give_back(1)
+
+
+def _node_id(args: list[bytes]) -> int | None:
+    """RAFT TRANSFER [id]. Raises RefusedError."""
+    if len(args) == 2:
+        return None
+    if len(args) > 3:
+        raise RefusedError(Error("ERR wrong number of arguments for 'raft|transfer' command"))
+    if not args[2].isdigit() or len(args[2]) > 10:
+        raise RefusedError(Error("ERR the node id is not a number"))
+    return int(args[2])

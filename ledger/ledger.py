@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
-from ledger import commands, schedule
+from ledger import commands, schedule, snapshot
 from ledger.context import Context
 from ledger.followers import Follower
 from ledger.outbox import DEFAULT_BYTES, Outbox
@@ -109,6 +109,21 @@ class Ledger:
     def check(self) -> None:
         """Raises InvariantError unless balance = earned − penalties − claimed for every follower (rule 8)."""
         self._state.check()
+
+    def row_count(self) -> int:
+        """How many rows export() has, for progress."""
+        return snapshot.row_count(self._state)
+
+    def export(self) -> Iterator[tuple[int, bytes]]:
+        """(rows, bytes) of each piece of the complete replicated state: see ledger/snapshot.py."""
+        return snapshot.export(self._state)
+
+    @classmethod
+    def restore(cls, pieces: Iterable[bytes]) -> Ledger:
+        """The ledger that gave these pieces. Raises LedgerFormatError."""
+        ledger = cls()
+        ledger._state = snapshot.restore(pieces)
+        return ledger
 
     def digest_into(self, hasher: Hasher) -> None:
         """Feed the complete replicated state to hasher. Raises InvariantError if it contradicts itself."""

@@ -33,6 +33,12 @@ class ExpiryTimes:
                 self._queue = [(at, each) for each, at in self.at_ms.items()]
                 heapify(self._queue)
 
+    def restore(self, times: dict[bytes, int]) -> None:
+        """Takes over all times, in place of those it has."""
+        self.at_ms = times
+        self._queue = [(at, key) for key, at in times.items()]
+        heapify(self._queue)
+
     def clear(self) -> None:
         self.at_ms.clear()
         self._queue.clear()

@@ -15,7 +15,7 @@ only long pages. Owner: the thread that applies entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from zlib import crc32
 
 _LOAD = 16  # keys per bucket above which the table grows; below a quarter of it, it shrinks
@@ -54,6 +54,25 @@ class KeyIndex:
         for key in keys:
             self.add(key)
 
+    @classmethod
+    def of(cls, keys: Collection[bytes], buckets: int) -> KeyIndex:
+        """An index of these keys (all different) with so many buckets (at least 1), built at once."""
+        index = cls()
+        index._half = half = 1 << (buckets.bit_length() - 1)
+        table: list[list[bytes]] = [[] for _ in range(buckets)]
+        mask = half + half - 1
+        for key, hashed in zip(keys, map(crc32, keys), strict=True):
+            at = hashed & mask
+            table[at if at < buckets else at - half].append(key)
+        index._buckets = [_bucket(bucket) for bucket in table]
+        index._count = len(keys)
+        return index
+
+    @property
+    def buckets(self) -> int:
+        """How many there are: with the keys, all that decides what page() gives."""
+        return len(self._buckets)
+
     def __len__(self) -> int:
         return self._count
 
@@ -88,14 +107,15 @@ class KeyIndex:
     def page(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """The next keys: at least `count` of them (whole buckets), fewer at the end or where much is empty.
 
-        Returns the cursor of the next page, 0 after the last, and the keys.
+        Returns the cursor of the next page, 0 after the last, and the keys, in an order that is the same on
+        every node: a page may be the answer of a logged command.
         """
         keys: list[bytes] = []
         for _ in range(count * 10):  # as Redis: empty buckets must not make one call long
             if cursor >> _HASH_BITS:
                 return 0, keys
             at, bits = self._locate(_reversed_bits(cursor))
-            keys.extend(self._buckets[at])
+            keys.extend(sorted(self._buckets[at]))
             cursor = _reversed_bits(at) + (1 << (_HASH_BITS - bits))
             if len(keys) >= count:
                 break

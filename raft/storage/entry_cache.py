@@ -36,6 +36,20 @@ class EntryCache:
         del self._entries[max(0, from_index - self.first) :]
         self.first = min(self.first, from_index)
 
+    def cut_prefix(self, first_index: int) -> None:
+        """Forget everything before first_index."""
+        drop = min(max(0, first_index - self.first), len(self._entries))
+        for entry in self._entries[:drop]:
+            self._bytes -= len(entry.data) + ENTRY_OVERHEAD
+        del self._entries[:drop]
+        self.first += drop
+
+    def clear(self, first: int) -> None:
+        """Forget everything; the next entry will be `first`."""
+        self._entries.clear()
+        self._bytes = 0
+        self.first = first
+
     def slice(self, lo: int, hi: int) -> Sequence[Entry]:
         """Entries lo to hi - 1, lo not below first."""
         return self._entries[lo - self.first : hi - self.first]

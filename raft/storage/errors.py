@@ -13,7 +13,7 @@ class StorageError(Exception):
     """
 
 
-class CorruptLogError(StorageError):
+class CorruptFileError(StorageError):
     """A file of this node is damaged: data that was once safe on disk cannot be read back.
 
     file: the damaged file; offset: the byte in it at which the damage was noticed; reason: what is wrong.
@@ -28,6 +28,23 @@ class CorruptLogError(StorageError):
             f"other members is healthy, check the disk, take this node out of the cluster, empty its data "
             f"directory and let it join again as a new member; otherwise restore the directory from a backup"
         )
+
+
+class CorruptLogError(CorruptFileError):
+    """A segment of the log is damaged, or entries are missing."""
+
+
+class CorruptSnapshotError(CorruptFileError):
+    """A snapshot is damaged and nothing else on this disk can stand in for it."""
+
+
+class SnapshotRefusedError(Exception):
+    """A snapshot that is being received is not what it should be. Nothing of it is kept; the node goes on,
+    and the same snapshot may be received again from its beginning."""
+
+
+class CompactedError(IndexError):
+    """The entry is no longer in the log: a snapshot covers it. Never answered with a made-up term."""
 
 
 class FormatVersionError(StorageError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from raft.storage import hard_state, segments
+from raft.storage import hard_state, segments, snapshot_format
 from raft.storage.atomic_file import read_file, replace_file
 from raft.storage.disk import Disk
 from raft.storage.errors import DirectoryLockedError, FormatVersionError, IdentityError, StorageError
@@ -94,4 +94,8 @@ def check_identity(
 
 
 def _is_data(name: str) -> bool:
-    return name == hard_state.NAME or segments.first_index_of(name) is not None
+    return (
+        name == hard_state.NAME
+        or segments.first_index_of(name) is not None
+        or snapshot_format.index_of(name) is not None
+    )

@@ -15,11 +15,12 @@ from raft.core.invariants import require
 from raft.storage import segments
 from raft.storage.disk import Disk, is_full, write_all
 from raft.storage.entry_cache import EntryCache
-from raft.storage.errors import DiskFullError, StorageError
+from raft.storage.errors import CompactedError, DiskFullError, StorageError
 from raft.storage.preparer import SegmentPreparer
 from raft.storage.record import HEADER_SIZE, RECORD_OVERHEAD, encode_records, record_size
-from raft.storage.recovery import Recovered, Recovery
+from raft.storage.recovery import Recovered, Recovery, remove_all
 from raft.storage.segments import NewFile, Segment
+from raft.storage.term_runs import TermRuns
 
 SEGMENT_BYTES = 16 << 20
 CACHE_BYTES = 64 << 20
@@ -29,7 +30,7 @@ READ_BYTES = 1 << 20  # how much is read from a file at a time at most, unless o
 class LogStore:
     """The log on disk. Make one with LogStore.open. Satisfies raft.core.log.LogReader.
 
-    After any StorageError out of append, sync or truncate_suffix the store is dead: each of them raises
+    After any StorageError out of append, sync, truncate_* or reset the store is dead: each of them raises
     StorageError from then on. Reading goes on working.
     """
 
@@ -49,7 +50,9 @@ class LogStore:
         self._fsync = fsync
         self._segments = recovered.segments
         self._runs = recovered.runs
-        self._last_index = recovered.segments[-1].last_index if recovered.segments else 0
+        self._base_index = recovered.base_index  # of the entry before the log's first
+        self._base_term = recovered.base_term
+        self._last_index = recovered.last_index
         self._last_term = recovered.last_term
         self._durable_index = self._last_index
         self._proven = self._last_index if fsync else 0  # what records may call synced
@@ -58,6 +61,7 @@ class LogStore:
         self._failure: StorageError | None = None
         self._preparer: SegmentPreparer | None = None
         self._reader: tuple[Segment, int] | None = None  # one older file that is open for reading
+        self.torn_tail = recovered.torn  # what was cut when the log was opened, for people
 
     @classmethod
     def open(
@@ -68,7 +72,8 @@ class LogStore:
         fsync: bool = True,
         cache_bytes: int = CACHE_BYTES,
         on_progress: Callable[[int, int], None] | None = None,
-        oldest_needed: int = 1,
+        snapshot_index: int = 0,
+        snapshot_term: int = 0,
         disk: Disk | None = None,
         prepare_ahead: bool = True,
     ) -> LogStore:
@@ -76,15 +81,17 @@ class LogStore:
 
         segment_bytes: size of a segment file; cache_bytes: how much of the newest entries stays in memory.
         fsync=False: sync() does nothing and a power loss may cost acknowledged entries (segment files are
-        still made and cut durably). on_progress(files done, files in all). oldest_needed: the first entry
-        that must be there if anything is (a snapshot covers what is before). prepare_ahead=False: no thread.
+        still made and cut durably). on_progress(files done, files in all). prepare_ahead=False: no thread.
+        snapshot_index, snapshot_term: the last entry that the snapshot in force covers; the log must reach
+        back to it. A log that ends before it, or has another entry there, is emptied: the snapshot came from
+        a leader, and a crash left the log (paper figure 13).
 
         Raises CorruptLogError, FormatVersionError, StorageError.
         """
         if segment_bytes < HEADER_SIZE + RECORD_OVERHEAD:
             raise ValueError(f"segment_bytes {segment_bytes} has no room for a record")
         disk = disk or Disk()
-        recovery = Recovery(disk, directory, oldest_needed, on_progress)
+        recovery = Recovery(disk, directory, snapshot_index, snapshot_term, on_progress)
         recovered = recovery.run(fsync)
         store = cls(
             disk, directory, recovered, segment_bytes=segment_bytes, fsync=fsync, cache_bytes=cache_bytes
@@ -95,12 +102,12 @@ class LogStore:
 
     @property
     def first_index(self) -> int:
-        """Index of the oldest entry in the log; 1 when the log is empty."""
-        return self._segments[0].first_index if self._segments else 1
+        """Index of the oldest entry that can be read; one after the snapshot's when the log is empty."""
+        return self._base_index + 1
 
     @property
     def last_index(self) -> int:
-        """Index of the newest entry, synced or not; 0 when the log is empty."""
+        """Index of the newest entry, synced or not; first_index - 1 when the log is empty."""
         return self._last_index
 
     @property
@@ -128,7 +135,7 @@ class LogStore:
         if segment is None or not self._write(segment, entries):
             self._append_rolling(entries)
         last = entries[-1]
-        if last.term != self._last_term:
+        if last.term != self._last_term or self._last_index == self._base_index:
             for entry in entries:
                 self._runs.add(entry.index, entry.term)
             self._last_term = last.term
@@ -155,35 +162,75 @@ class LogStore:
         in_log = self.first_index <= from_index <= self._last_index + 1
         require(in_log, f"truncation from {from_index}, log is {self.first_index} to {self._last_index}")
         if from_index <= self._last_index:
+            last_term = self.term(from_index - 1)
             self._remove_from(from_index)
-            self._last_index = from_index - 1
+            self._last_index, self._last_term = from_index - 1, last_term
             self._runs.cut(from_index)
             self._cache.cut(from_index)
-            # Raft never truncates committed entries, so nothing behind a snapshot's index is asked for here.
-            self._last_term = self._runs.term(from_index - 1) if from_index > self.first_index else 0
         self._sync_dirty()
         self._durable_index = self._last_index
 
+    def truncate_prefix(self, upto_index: int, *, max_files: int | None = None) -> bool:
+        """Give up entries up to upto_index, which a durable snapshot covers: whole files only, never the one
+        that is being written, so that entries up to upto_index may stay.
+
+        max_files: how many to remove at most now (each takes an fsync of the directory). Returns whether
+        more could go. Nothing changes for an upto_index before the log. Raises InvariantViolation for one
+        behind it, StorageError (the store is dead).
+        """
+        self._check_alive()
+        require(upto_index <= self._last_index, f"prefix to {upto_index}, log ends at {self._last_index}")
+        removed = 0
+        while len(self._segments) > 1 and self._segments[0].last_index <= upto_index:
+            if max_files is not None and removed >= max_files:
+                return True
+            self._drop_first()
+            removed += 1
+        return False
+
+    def reset(self, index: int, term: int) -> None:
+        """Empty the log: a durable snapshot, whose last entry is this one, stands for it (figure 13, step 7).
+
+        The log goes on at index + 1; a crash in here is put right by the next open. Raises StorageError (the
+        store is dead).
+        """
+        self._check_alive()
+        self._close_reader()
+        try:
+            remove_all(self._disk, self._directory, self._segments)
+        except StorageError as error:
+            self._failure = error
+            raise
+        self._dirty.clear()
+        self._runs = TermRuns()
+        self._cache.clear(index + 1)
+        self._base_index = self._last_index = self._durable_index = index
+        self._base_term = self._last_term = term
+        self._proven = index if self._fsync else 0
+
     def term(self, index: int) -> int:
-        """The term of the entry at index; 0 for index 0 if the log begins at 1. Raises IndexError outside."""
+        """The term of the entry at index, from first_index - 1 (0 if that is 0) to last_index.
+
+        Raises CompactedError before, IndexError behind.
+        """
         if index == self._last_index:
             return self._last_term
-        if self.first_index <= index < self._last_index:
+        if self._base_index < index < self._last_index:
             return self._runs.term(index)
-        if index == 0 and self.first_index == 1:
-            return 0
-        raise IndexError(f"entry {index} is not in the log, {self.first_index} to {self._last_index}")
+        if index == self._base_index:
+            return self._base_term
+        raise self._outside(index, index + 1)
 
     def entries(self, lo: int, hi: int, max_bytes: int) -> tuple[Entry, ...]:
         """Entries lo to hi - 1: at least one if lo < hi, then as many as fit into max_bytes of data.
 
-        Recent ones come from memory, others from disk, checksums verified. Raises IndexError outside the
-        log, CorruptLogError, StorageError.
+        Recent ones come from memory, others from disk, checksums verified. Raises CompactedError for what
+        is before the log, IndexError for what is behind it, CorruptLogError, StorageError.
         """
         if lo >= hi:
             return ()
         if lo < self.first_index or hi > self._last_index + 1:
-            raise IndexError(f"entries {lo} to {hi - 1}, log is {self.first_index} to {self._last_index}")
+            raise self._outside(lo, hi)
         chosen: list[Entry] = []
         size = 0
         while lo < hi:
@@ -297,6 +344,24 @@ class LogStore:
             self._check_alive()
         return file or segments.new_file(self._disk, self._directory / "prealloc-now.tmp", size)
 
+    def _drop_first(self) -> None:
+        """Remove the oldest segment, durably, so that the log always lies without gaps on the disk."""
+        segment, after = self._segments[0], self._segments[1]
+        base_index = max(self._base_index, after.first_index - 1)
+        base_term = self.term(base_index)
+        self._close_reader()
+        try:
+            segments.remove(self._disk, self._directory, segment)
+        except StorageError as error:
+            self._failure = error
+            raise
+        del self._segments[0]
+        if segment in self._dirty:
+            self._dirty.remove(segment)
+        self._base_index, self._base_term = base_index, base_term
+        self._runs.cut_prefix(after.first_index)
+        self._cache.cut_prefix(base_index + 1)
+
     def _undo_append(self) -> None:
         """Take back what an append that failed has written, so that the log is as it was before it."""
         self._remove_from(self._last_index + 1)
@@ -339,6 +404,11 @@ class LogStore:
         self._dirty.clear()
 
     # --- reading
+
+    def _outside(self, lo: int, hi: int) -> IndexError:
+        what = f"entry {lo}" if hi == lo + 1 else f"entries {lo} to {hi - 1}"
+        text = f"{what}: the log has {self.first_index} to {self._last_index}"
+        return CompactedError(text) if lo <= self._base_index else IndexError(text)
 
     def _read_some(self, lo: int, hi: int, room: int) -> Sequence[Entry]:
         """At least one entry from disk, up to the segment's end, the cache's beginning or the room's end."""

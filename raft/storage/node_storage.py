@@ -1,4 +1,4 @@
-"""Everything that one node keeps on disk, opened in the right order: lock, identity, hard state, log."""
+"""Everything that a node keeps on disk, opened in order: lock, identity, hard state, snapshots, log."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from raft.storage.errors import StorageError
 from raft.storage.hard_state import HardStateFile
 from raft.storage.identity import DirectoryLock, Identity, check_identity
 from raft.storage.log_store import CACHE_BYTES, SEGMENT_BYTES, LogStore
+from raft.storage.snapshots import SnapshotStore
 
 
 class NodeStorage:
     """Make one with NodeStorage.open. Owned by the raft worker."""
 
     def __init__(
-        self, lock: DirectoryLock, identity: Identity, hard_state: HardStateFile, log: LogStore
+        self,
+        lock: DirectoryLock,
+        identity: Identity,
+        hard_state: HardStateFile,
+        snapshots: SnapshotStore,
+        log: LogStore,
     ) -> None:
         self._lock = lock
         self._hard_state = hard_state
         self.identity = identity
+        self.snapshots = snapshots
         self.log = log
 
     @classmethod
@@ -40,8 +47,8 @@ class NodeStorage:
     ) -> NodeStorage:
         """Open the data directory of node node_id, making it if it is new. Arguments as for LogStore.open.
 
-        Raises DirectoryLockedError, IdentityError, FormatVersionError, CorruptLogError, StorageError,
-        DiskFullError (only while a new directory is set up). After an error nothing stays open.
+        Raises DirectoryLockedError, IdentityError, FormatVersionError, CorruptLogError, CorruptSnapshotError,
+        StorageError, DiskFullError (only while a new directory is set up). After an error nothing stays open.
         """
         disk = disk or Disk()
         ensure_directory(disk, directory)
@@ -51,22 +58,27 @@ class NodeStorage:
             identity = check_identity(directory, cluster, node_id, disk=disk)
             hard_state = HardStateFile(directory, disk)
             hard_state.load()
+            snapshots = SnapshotStore.open(directory, cluster, disk=disk)
+            snapshot = snapshots.latest()
             log = LogStore.open(
                 directory,
                 segment_bytes=segment_bytes,
                 fsync=fsync,
                 cache_bytes=cache_bytes,
                 on_progress=on_progress,
+                snapshot_index=0 if snapshot is None else snapshot.index,
+                snapshot_term=0 if snapshot is None else snapshot.term,
                 disk=disk,
                 prepare_ahead=prepare_ahead,
             )
+            snapshots.check_log(log.last_index)
             _check_terms(hard_state, log)
         except BaseException:
             if log is not None:
                 log.close()
             lock.release()
             raise
-        return cls(lock, identity, hard_state, log)
+        return cls(lock, identity, hard_state, snapshots, log)
 
     @property
     def hard_state(self) -> HardState:
@@ -80,6 +92,7 @@ class NodeStorage:
     def close(self) -> None:
         """Close everything and let go of the directory. Does not sync the log."""
         try:
+            self.snapshots.close()
             self.log.close()
         finally:
             self._lock.release()

@@ -32,13 +32,21 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Recovered:
-    """The log as found: segments oldest first, only the last one's file open. proven: the highest index that
-    the files themselves say was durable."""
+    """The log as found: segments oldest first, only the last one's file open.
+
+    base_index, base_term: the entry before the log's first, as far as the log is used. last_index, last_term:
+    of its last entry, or the base. proven: the highest index that the files themselves say was durable.
+    torn: None, or what the cut tail was like, for people.
+    """
 
     segments: list[Segment] = field(default_factory=list)
     runs: TermRuns = field(default_factory=TermRuns)
+    base_index: int = 0
+    base_term: int = 0
+    last_index: int = 0
     last_term: int = 0
     proven: int = 0
+    torn: str | None = None
 
 
 @dataclass(slots=True)
@@ -52,18 +60,29 @@ class _Fault:
 
 
 class Recovery:
-    """One pass over a data directory. Used by LogStore.open, on its thread."""
+    """One pass over a data directory. Used by LogStore.open, on its thread.
 
-    def __init__(self, disk: Disk, directory: Path, oldest_needed: int, on_progress: Progress | None) -> None:
+    snapshot_index, snapshot_term: the last entry that the snapshot in force covers; 0, 0 without one.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        snapshot_index: int,
+        snapshot_term: int,
+        on_progress: Progress | None,
+    ) -> None:
         self._disk = disk
         self._directory = directory
-        self._oldest_needed = oldest_needed
+        self._snapshot_index = snapshot_index
+        self._snapshot_term = snapshot_term
         self._on_progress = on_progress
         self._files: list[tuple[int, Path]] = []
         self._found = Recovered()
 
     def run(self, fsync: bool) -> Recovered:
-        """Verify the log, cut a torn tail; with fsync, make sure that what is left is durable.
+        """Verify the log, cut a torn tail, fit it to the snapshot; with fsync, make what is left durable.
 
         Raises CorruptLogError, FormatVersionError, StorageError; nothing stays open then.
         """
@@ -73,6 +92,7 @@ class Recovery:
             if fault is not None:
                 self._refuse_if_durable(fault)
                 self._cut(fault)
+            self._fit_to_snapshot()
             if fsync:
                 self._make_durable()
         except BaseException as error:
@@ -114,11 +134,11 @@ class Recovery:
                 self._disk.unlink(self._directory / name)
         self._disk.fsync_dir(self._directory)  # names found now must not vanish with a later power loss
         self._files.sort()
-        if self._files and self._files[0][0] > self._oldest_needed:
+        if self._files and self._files[0][0] > self._snapshot_index + 1:
             first, path = self._files[0]
-            raise CorruptLogError(
-                path, 0, f"entries {self._oldest_needed} to {first - 1} are missing before it"
-            )
+            there = f"; the snapshot ends at {self._snapshot_index}" if self._snapshot_index else ""
+            missing = f"entries {self._snapshot_index + 1} to {first - 1} are missing before it{there}"
+            raise CorruptLogError(path, 0, missing)
 
     def _read(self, path: Path) -> tuple[int, bytes]:
         fd = self._disk.open(path)
@@ -192,14 +212,46 @@ class Recovery:
         """Cut the torn tail: later files newest first, then the rest of this one."""
         segment = self._found.segments[fault.file]
         removed = [path.name for _, path in self._files[fault.file + 1 :]]
-        logger.warning(
-            "%s: torn tail cut at byte %d: %s%s",
-            segment.path,
-            fault.offset,
-            fault.reason,
-            f"; removed {', '.join(removed)}" if removed else "",
-        )
+        more = f"; removed {', '.join(removed)}" if removed else ""
+        self._found.torn = f"{segment.path}: torn tail cut at byte {fault.offset}: {fault.reason}{more}"
+        logger.warning("%s", self._found.torn)
         for _, path in reversed(self._files[fault.file + 1 :]):
             self._disk.unlink(path)
             self._disk.fsync_dir(self._directory)
         segments.cut(self._disk, segment, fault.bad_index)
+
+    def _fit_to_snapshot(self) -> None:
+        """Find the log's base; drop a log that the snapshot replaces.
+
+        A crash between putting a received snapshot in place and emptying the log leaves one that ends before
+        the snapshot, or that holds another, never committed entry at its index: none of it counts any more
+        (paper figure 13, step 7).
+        """
+        found, index, term = self._found, self._snapshot_index, self._snapshot_term
+        first = found.segments[0].first_index if found.segments else index + 1
+        found.last_index = found.segments[-1].last_index if found.segments else index
+        if found.last_index < index or (first <= index and found.runs.term(index) != term):
+            what = f"ends at {found.last_index}" if found.last_index < index else "differs there"
+            logger.warning(
+                "%s: the log (%d to %d) is replaced by the snapshot of entry %d, term %d: it %s",
+                *(self._directory, first, found.last_index, index, term, what),
+            )
+            remove_all(self._disk, self._directory, found.segments)
+            found.runs, found.last_index, found.proven, first = TermRuns(), index, index, index + 1
+        if first == index + 1:
+            found.base_index, found.base_term = index, term
+        elif first == 1:
+            found.base_index, found.base_term = 0, 0
+        else:  # nobody knows the term before the first entry any more: that entry only tells its own
+            found.base_index, found.base_term = first, found.runs.term(first)
+        found.last_term = found.base_term
+        if found.last_index > found.base_index:
+            found.last_term = found.runs.term(found.last_index)
+
+
+def remove_all(disk: Disk, directory: Path, found: list[Segment]) -> None:
+    """Remove all segments, newest first, so that after a crash what is left is still told from a log that
+    goes with the snapshot. Empties the list. Raises StorageError."""
+    while found:
+        segments.remove(disk, directory, found[-1])
+        found.pop()

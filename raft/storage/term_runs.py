@@ -23,6 +23,11 @@ class TermRuns:
         keep = bisect_left(self.firsts, from_index)
         del self.firsts[keep:], self.terms[keep:]
 
+    def cut_prefix(self, first_index: int) -> None:
+        """Forget all entries before first_index, which is in the log."""
+        drop = bisect_right(self.firsts, first_index) - 1
+        del self.firsts[:drop], self.terms[:drop]
+
     def term(self, index: int) -> int:
         """The term of an entry that is in the log; the caller has checked that it is."""
         return self.terms[bisect_right(self.firsts, index) - 1]

@@ -15,7 +15,8 @@ from raft.storage.errors import DiskFullError
 
 
 class LogMachine(RuleBasedStateMachine):
-    """model: what the log holds; promised: how many of its first entries must survive a power loss."""
+    """model: what the log held from entry 1 on; promised: how many of its first entries must survive a power
+    loss; snapshot: index and term of the last entry that a durable snapshot covers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,6 +25,17 @@ class LogMachine(RuleBasedStateMachine):
         self.model: list[Entry] = []
         self.promised = 0
         self.term = 1
+        self.snapshot = (0, 0)
+
+    def open(self, segment_bytes: int = 400) -> None:
+        index, term = self.snapshot
+        self.store = open_store(
+            self.disk,
+            segment_bytes=segment_bytes,
+            cache_bytes=1500,
+            snapshot_index=index,
+            snapshot_term=term,
+        )
 
     @rule(count=st.integers(1, 12), size=st.none() | st.integers(0, 700), newer=st.booleans())
     def append(self, count: int, size: int | None, newer: bool) -> None:
@@ -46,10 +58,32 @@ class LogMachine(RuleBasedStateMachine):
         self.store.sync()
         self.promised = len(self.model)
 
-    @precondition(lambda self: self.model)
+    @rule(data=st.data(), most=st.none() | st.integers(0, 2))
+    def compact(self, data: st.DataObject, most: int | None) -> None:
+        index = data.draw(st.integers(max(self.snapshot[0], self.store.first_index - 1), len(self.model)))
+        self.snapshot = (index, self.store.term(index))
+        self.store.truncate_prefix(data.draw(st.integers(0, index)), max_files=most)
+
+    @rule(ahead=st.integers(1, 30), back=st.booleans(), crash=st.booleans())
+    def install(self, ahead: int, back: bool, crash: bool) -> None:
+        """A leader's snapshot, ahead of the log or in place of entries that were never committed."""
+        low = self.snapshot[0] + 1
+        index = (
+            min(low + ahead, len(self.model)) if back and low < len(self.model) else len(self.model) + ahead
+        )
+        self.term += 1
+        self.snapshot = (index, self.term)
+        self.model = make_entries(1, index - 1, 1) + make_entries(index, index, self.term)
+        self.promised = index
+        if crash:
+            self.open()
+        else:
+            self.store.reset(index, self.term)
+
+    @precondition(lambda self: len(self.model) > self.snapshot[0])
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
-        from_index = data.draw(st.integers(1, len(self.model) + 1))
+        from_index = data.draw(st.integers(self.snapshot[0] + 1, len(self.model) + 1))
         self.store.truncate_suffix(from_index)
         del self.model[from_index - 1 :]
         self.promised = len(self.model)
@@ -59,7 +93,7 @@ class LogMachine(RuleBasedStateMachine):
     def restart(self, closed: bool, segment_bytes: int) -> None:
         if closed:
             self.store.close()
-        self.store = open_store(self.disk, segment_bytes=segment_bytes, cache_bytes=1500)
+        self.open(segment_bytes)
         self.promised = len(self.model)
 
     @rule(seed=st.integers(0, 2**32))
@@ -67,16 +101,16 @@ class LogMachine(RuleBasedStateMachine):
         rng = random.Random(seed)
         share = rng.choice([0.0, 0.5, 0.9, 1.0])
         self.disk = self.disk.after_power_loss(lambda _: rng.random() < share)
-        self.store = open_store(self.disk, segment_bytes=400, cache_bytes=1500)
-        found = read_log(self.store)
-        assert found == self.model[: len(found)]
-        assert len(found) >= self.promised
-        self.model = found
-        self.promised = len(found)
+        self.open()
+        found, first = read_log(self.store), self.store.first_index
+        assert found == self.model[first - 1 : self.store.last_index]
+        assert self.store.last_index >= max(self.promised, self.snapshot[0])
+        self.model = self.model[: self.store.last_index]
+        self.promised = len(self.model)
 
     @rule(data=st.data(), max_bytes=st.integers(0, 2000))
     def read(self, data: st.DataObject, max_bytes: int) -> None:
-        lo = data.draw(st.integers(1, len(self.model) + 1))
+        lo = data.draw(st.integers(self.store.first_index, len(self.model) + 1))
         hi = data.draw(st.integers(lo, len(self.model) + 1))
         found = self.store.entries(lo, hi, max_bytes)
         assert list(found) == self.model[lo - 1 : lo - 1 + len(found)]
@@ -87,7 +121,9 @@ class LogMachine(RuleBasedStateMachine):
     def agrees(self) -> None:
         assert self.store.last_index == len(self.model)
         assert self.promised <= self.store.durable_index <= self.store.last_index
-        assert read_log(self.store) == self.model
+        assert self.store.first_index <= self.snapshot[0] + 1
+        assert self.store.term(self.snapshot[0]) == self.snapshot[1]
+        assert read_log(self.store) == self.model[self.store.first_index - 1 :]
 
 
 TestLogAgainstAList = LogMachine.TestCase

@@ -181,7 +181,7 @@ def test_a_missing_first_segment_is_refused_unless_a_snapshot_covers_it() -> Non
     disk.drop(segment_path(1))
     with pytest.raises(CorruptLogError, match=f"entries 1 to {firsts[1] - 1} are missing"):
         open_store(disk)
-    store = open_store(disk, oldest_needed=firsts[1])
+    store = open_store(disk, snapshot_index=firsts[1] - 1, snapshot_term=1)
     assert store.first_index == firsts[1]
     assert store.entries(firsts[1], 21, 1 << 20) == tuple(entries[firsts[1] - 1 :])
     with pytest.raises(IndexError):

@@ -252,8 +252,15 @@ class RaftNode:
     def _on_owner(self, event: Callable[[float], None]) -> None:
         if threading.get_ident() == self._worker_ident:
             event(self._worker.now)
-        else:
-            self._worker.post(event)
+            return
+
+        def guarded(now: float) -> None:
+            try:
+                event(now)
+            except ProtocolViolation as violation:
+                log.error("dropped a request that no correct node sends: %s", violation)
+
+        self._worker.post(guarded)
 
     # --- reactions to the core's decisions (worker only) ----------------------------------------------
 
@@ -269,6 +276,7 @@ class RaftNode:
         state = self._core.state
         self._last_vote_request = None
         if state.leader_id is not None:
+            self._pings.forgive(state.leader_id)
             self.publish("cluster", f"leader {state.leader_id} term {state.term}")
         self.publish_status()
 

@@ -65,7 +65,9 @@ class RaftCore:
             election.check_quorum(state)
             if state.role is Role.LEADER and now >= state.heartbeat_due_ms:
                 replication.broadcast_append_entries(state, heartbeat=True)
-        elif now >= state.election_deadline_ms:
+            return
+        reads.give_up_old_reads(state)
+        if now >= state.election_deadline_ms:
             election.on_election_timeout(state)
 
     def receive(self, sender: int, message: Message, now: float) -> None:
@@ -89,9 +91,10 @@ class RaftCore:
     def propose(
         self, payloads: Sequence[bytes], now: float, kind: EntryKind = EntryKind.COMMANDS
     ) -> int | None:
-        """Append one entry per payload. Returns the first entry's index, or None if this is no leader."""
+        """Append one entry per payload. Returns the first entry's index, or None if this is no leader (or if
+        there is no payload)."""
         state = self._at(now)
-        if state.role is not Role.LEADER:
+        if state.role is not Role.LEADER or not payloads:
             return None
         first = state.log.last_index + 1
         state.log.append([Entry(first + i, state.term, kind, data) for i, data in enumerate(payloads)])
@@ -115,7 +118,10 @@ class RaftCore:
 
     def disconnected(self, peer: int, now: float) -> None:
         """The connection to the peer broke."""
-        replication.on_peer_disconnected(self._at(now), peer)
+        state = self._at(now)
+        replication.on_peer_disconnected(state, peer)
+        if peer == state.leader_id:
+            state.fail_follower_reads()
 
     # --- effects --------------------------------------------------------------------------------------
 
@@ -133,7 +139,9 @@ class RaftCore:
     def next_deadline_ms(self) -> float:
         """When tick() has something to do at the latest."""
         state = self.state
-        return state.heartbeat_due_ms if state.role is Role.LEADER else state.election_deadline_ms
+        if state.role is Role.LEADER:
+            return state.heartbeat_due_ms
+        return min(state.election_deadline_ms, reads.follower_read_deadline_ms(state))
 
     def lease_until_ms(self) -> float:
         """With lease reads: the moment until which a local read may be answered (thesis 6.4.1)."""

@@ -51,9 +51,9 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     if request.pre_vote:
         answer_pre_vote(core, sender, request)
         return
+    if core.owes_silence() or (request.term > core.term and keeps_its_leader(core, sender)):
+        return  # thesis 4.2.3: a server that hears its leader lets nobody disturb it
     if request.term > core.term:
-        if core.leader_is_alive():
-            return  # thesis 4.2.3: a server that hears its leader lets nobody disturb it
         core.become_follower(request.term, None, f"term {request.term} begins: {sender} is a candidate")
     granted = (
         request.term == core.term
@@ -69,11 +69,18 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     core.effects.messages.append((sender, RequestVoteResponse(core.term, granted)))
 
 
+def keeps_its_leader(core: CoreState, candidate: int) -> bool:
+    """Whether a vote for the candidate would disturb a living leader. A leader that asks for votes itself
+    leads no longer: against its own request there is nothing to protect."""
+    return candidate != core.leader_id and core.leader_is_alive()
+
+
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:
     """Would this node vote so? Nothing changes by being asked (thesis 9.6)."""
     granted = (
         request.term > core.term
-        and not core.leader_is_alive()
+        and not core.owes_silence()
+        and not keeps_its_leader(core, sender)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)
     )
     term = request.term if granted else core.term

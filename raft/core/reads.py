@@ -16,7 +16,7 @@ def request_read(core: CoreState, request_id: int) -> None:
     if core.role is Role.LEADER:
         add_read(core, None, request_id)
     elif core.leader_id is not None:
-        core.follower_reads.add(request_id)
+        core.follower_reads[request_id] = core.now
         core.effects.messages.append((core.leader_id, ReadIndexRequest(core.term, request_id)))
     else:
         core.effects.reads_failed.append(request_id)
@@ -32,13 +32,23 @@ def handle_read_index_request(core: CoreState, sender: int, request: ReadIndexRe
 
 def handle_read_index_response(core: CoreState, response: ReadIndexResponse) -> None:
     """The leader answered: whatever term it came from, it led after the read began."""
-    if response.request_id not in core.follower_reads:
+    if core.follower_reads.pop(response.request_id, None) is None:
         return
-    core.follower_reads.remove(response.request_id)
     if response.ok:
         core.effects.reads_ready.append((response.request_id, response.read_index))
     else:
         core.effects.reads_failed.append(response.request_id)
+
+
+def give_up_old_reads(core: CoreState) -> None:
+    """A question or its answer may have been lost while the leader lives: no read waits for ever."""
+    core.fail_follower_reads(core.now - core.options.election_timeout_max_ms)
+
+
+def follower_read_deadline_ms(core: CoreState) -> float:
+    """When the oldest question to the leader is given up."""
+    oldest = next(iter(core.follower_reads.values()), float("inf"))
+    return oldest + core.options.election_timeout_max_ms
 
 
 def add_read(core: CoreState, origin: int | None, request_id: int) -> None:

@@ -37,8 +37,11 @@ def send_append_entries(
     shared = {} if shared is None else shared
     if progress.probing:
         if not progress.probe_sent or heartbeat:
+            # Entries go with the first probe only: a repetition to a dead peer must stay cheap.
+            size = core.options.max_probe_bytes
+            entries = () if progress.probe_sent else _read(core, progress.next_index, size, {})
             progress.probe_sent = True
-            _send(core, peer, progress, _read(core, progress.next_index, core.options.max_probe_bytes, {}))
+            _send(core, peer, progress, entries)
         return
     sent = False
     while progress.next_index <= core.log.last_index and progress.has_room(core.options):
@@ -58,7 +61,8 @@ def _read(
 ) -> tuple[Entry, ...]:
     entries = shared.get(first)
     if entries is None:
-        entries = shared[first] = core.log.entries(first, core.log.last_index + 1, max_bytes)
+        end = min(core.log.last_index + 1, first + core.options.max_append_entries)
+        entries = shared[first] = core.log.entries(first, end, max_bytes)
     return entries
 
 

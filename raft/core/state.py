@@ -26,6 +26,7 @@ from raft.core.effects import Effects, HardState
 from raft.core.invariants import require
 from raft.core.log import LogReader, RaftLog
 from raft.core.membership import Configuration
+from raft.core.messages import ReadIndexResponse
 
 
 class Role(Enum):
@@ -48,6 +49,7 @@ class CoreOptions:
     lease_drift: float = 0.1  # share of the lease given up to clocks that run at different rates
     max_append_bytes: int = 1 << 20  # per AppendEntries
     max_probe_bytes: int = 1 << 16  # per AppendEntries to a peer whose log is not known yet
+    max_append_entries: int = 4096  # per AppendEntries: empty entries cost memory too
     max_inflight_bytes: int = 16 << 20  # per peer, sent and not acknowledged
     max_inflight_messages: int = 128
 
@@ -145,7 +147,7 @@ class CoreState:
         self.broadcast_index = 0
         self.reads: deque[PendingRead] = deque()  # wait for a round
         self.early_reads: list[PendingRead] = []  # wait for this term's first commit
-        self.follower_reads: set[int] = set()  # asked of the leader
+        self.follower_reads: dict[int, float] = {}  # asked of the leader, and when; oldest first
         self.effects = Effects()
         self.reset_election_timeout()
 
@@ -169,14 +171,20 @@ class CoreState:
 
     def leader_is_alive(self) -> bool:
         """Whether this node has reason to keep its leader (thesis 4.2.3: then it gives no votes)."""
-        if self.now < self.no_votes_before_ms:
-            return True
         recent = self.now - self.options.election_timeout_min_ms
         if self.role is Role.LEADER:
             return self.quorum_contact_ms() > recent
         return (
             self.leader_id is not None and not self.leader_suspected and self.last_leader_contact_ms > recent
         )
+
+    def owes_silence(self) -> bool:
+        """With leases: whether a leader may be reading on the strength of this node's word not to vote
+        (thesis 6.4.1). The word stands until its time is over, whatever is heard of newer terms meanwhile."""
+        if not self.options.lease_reads or self.role is Role.LEADER:
+            return False
+        promised = self.last_leader_contact_ms + self.options.election_timeout_min_ms
+        return self.now < max(self.no_votes_before_ms, promised)
 
     # --- transitions ----------------------------------------------------------------------------------
 
@@ -187,8 +195,8 @@ class CoreState:
     def become_follower(self, term: int, leader_id: int | None, why: str) -> None:
         """Follow in `term` (paper 5.1). The vote survives a step-down within the term."""
         require(term >= self.term, f"term {term} after {self.term}")
-        was, old_leader = self.role, self.leader_id
-        if term > self.term:
+        was, old_leader, new_term = self.role, self.leader_id, term > self.term
+        if new_term:
             self.term = term
             self.voted_for = None
             self.save_hard_state()
@@ -200,8 +208,8 @@ class CoreState:
             self.reset_election_timeout()
         if was is Role.LEADER:
             self._abandon_leadership()
-        if was is not Role.FOLLOWER or old_leader != leader_id:
-            self._fail_follower_reads()
+        if was is not Role.FOLLOWER or old_leader != leader_id or new_term:
+            self.fail_follower_reads()
             self.effects.role_changed = True
             self.effects.news.append(why)
 
@@ -211,7 +219,7 @@ class CoreState:
         self.role = Role.PRE_CANDIDATE
         self.leader_id = None
         self.votes = {self.node_id: True}
-        self._fail_follower_reads()
+        self.fail_follower_reads()
         self.effects.role_changed = True
         self.reset_election_timeout()
 
@@ -253,11 +261,18 @@ class CoreState:
         for read in (*self.reads, *self.early_reads):
             if read.origin is None:
                 self.effects.reads_failed.append(read.request_id)
+            else:
+                refusal = ReadIndexResponse(self.term, read.request_id, 0, False)
+                self.effects.messages.append((read.origin, refusal))
         self.reads.clear()
         self.early_reads.clear()
         self.progress.clear()
         self.lease_from_ms = float("-inf")
 
-    def _fail_follower_reads(self) -> None:
-        self.effects.reads_failed.extend(sorted(self.follower_reads))
-        self.follower_reads.clear()
+    def fail_follower_reads(self, asked_until_ms: float = float("inf")) -> None:
+        """Give up what was asked of the leader until then."""
+        for request_id, asked_ms in list(self.follower_reads.items()):
+            if asked_ms > asked_until_ms:
+                break
+            del self.follower_reads[request_id]
+            self.effects.reads_failed.append(request_id)

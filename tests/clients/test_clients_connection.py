@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from conftest import DEADLINE_S, Wire
+from clients_support import DEADLINE_S, Wire
 
 from raft.clients import connection as connection_module
 from raft.clients.connection import Connection, close_gently

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import DEADLINE_S, Harness, Wire, eventually, make_status, resp
+from clients_support import DEADLINE_S, Harness, Wire, eventually, make_status, resp
 
 from raft.clients.dispatch import _HERE, HOT
 from raft.clients.local_commands import key_slot

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from conftest import Harness, Wire, eventually, resp
+from clients_support import Harness, Wire, eventually, resp
 
 from raft.clients import connection as connection_module
 from raft.clients import handler as handler_module

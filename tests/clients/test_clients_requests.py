@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from conftest import resp
+from clients_support import resp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import DEADLINE_S, Harness, Wire, eventually, resp
+from clients_support import DEADLINE_S, Harness, Wire, eventually, resp
 
 from raft.clients import connection as connection_module
 from raft.clients.batch import Batch

@@ -65,18 +65,18 @@ class Desk:
 
     # --- one turn -------------------------------------------------------------------------------------
 
-    def take_batches(self, now: float, at_ms: int) -> None:
-        """Route everything that arrived, and what was held if there is a leader now.
-
-        now: monotonic ms; at_ms: the wall clock that this turn's entries are stamped with.
-        """
+    def begin_turn(self, now: float, at_ms: int) -> None:
+        """now: monotonic ms; at_ms: what this turn's entries are stamped with. Before anything else."""
         self._now, self._at_ms = now, at_ms
+
+    def take_batches(self) -> None:
+        """Route everything that arrived, and what was held if there is a leader now."""
         if self._held and self._may_retry():
             held, self._held = self._held, []
             for deadline, batch in held:
                 self._route(batch, deadline)
         inbox = self._inbox
-        deadline = now + self._hold_ms
+        deadline = self._now + self._hold_ms
         while inbox:
             self._route(inbox.popleft(), deadline)
 
@@ -87,10 +87,10 @@ class Desk:
             self._now >= self._retry_at or self._held_under != (self._state.term, leader)
         )
 
-    def flush(self, now: float, at_ms: int) -> None:
+    def flush(self) -> None:
         """Turn what was routed into one entry and one read index."""
-        self.proposals.flush(now, at_ms)
-        self.reads.flush(now)
+        self.proposals.flush(self._now, self._at_ms)
+        self.reads.flush(self._now)
 
     def _route(self, batch: Batch, deadline: float) -> None:
         state = self._state
@@ -145,11 +145,10 @@ class Desk:
         """Another node led, or was connected, and is not any more."""
         self.forwarding.leader_lost(leader)
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """Answer what has waited long enough. Cheap when nothing waits."""
-        self._now = now
-        self.reads.expire(now)
-        self.forwarding.expire(now)
+        self.reads.expire(self._now)
+        self.forwarding.expire(self._now)
         if self._held:
             held, self._held = self._held, []
             for deadline, batch in held:

@@ -125,6 +125,7 @@ class Worker:
         if now - self.now > self.core.state.options.election_timeout_min_ms:
             self.turns.excuse()
         self.now = now
+        self.desk.begin_turn(now, at_ms)
         for sender, message in received:
             self._receive(sender, message)
         self._notice_broken_peers()
@@ -132,16 +133,16 @@ class Worker:
             self._posted.popleft()(now)
         self.core.tick(now)
         self._notice_role(now, at_ms)
-        self.desk.take_batches(now, at_ms)
+        self.desk.take_batches()
         if self.core.state.role is Role.LEADER:
             self._lead(now, at_ms)
-        self.desk.flush(now, at_ms)
+        self.desk.flush()
         self._carry_out_all(now)
         self.applier.advance()
         self.desk.reads.serve(at_ms)
         if now >= self._next_expiry_check_ms:
             self._next_expiry_check_ms = now + EXPIRY_STEP_MS
-            self.desk.expire(now)
+            self.desk.expire()
         self.hooks.publish_status()
         self.network.flush()
         self.busy_since_ms = None

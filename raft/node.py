@@ -97,6 +97,7 @@ class RaftNode:
             self._network.start()
             self._server.start()
         except BaseException:
+            self._parts = None  # closed here: nothing is left to stop
             parts.close()
             raise
         log.info(
@@ -361,7 +362,9 @@ class RaftNode:
         state, machine = self._core.state, self._worker.machine
         log_ = state.log
         lag = machine.ledger.projection_lag()
+        silent = tuple(peer for peer in self._peers if self._pings.silent(peer))
         key = (
+            silent,
             *(state.role, state.term, state.leader_id, state.voted_for, log_.last_index, state.commit_index),
             *(machine.applied_index, lag, self._worker.desk.load.taken),
         )
@@ -384,7 +387,7 @@ class RaftNode:
             members=self.settings.cluster.nodes,
             voters=state.configuration.voters,
             learners=state.configuration.learners,
-            silent=tuple(peer for peer in self._peers if self._pings.silent(peer)),
+            silent=silent,
             match=tuple((peer, progress.match_index) for peer, progress in state.progress.items()),
             database_lag=lag,
             pending_requests=self._worker.desk.load.taken,

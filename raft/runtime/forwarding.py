@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Callable
 
 from raft.clients.batch import Batch
+from raft.machine.commands import CommandSpec, Kind, lookup
 from raft.replies import Error
-from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN
+from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN, UNKNOWN_COMMAND
 from raft.runtime.load import Load
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
+MAX_COMMANDS = 4096  # in one forwarded batch; a client's batch has fewer
 MAX_REPLY_BYTES = 8 << 20  # of one forwarded batch; a frame carries twice as much
 TOO_LARGE = b"-ERR the command was executed, but its answer is too large to pass on: ask the leader\r\n"
 
@@ -27,6 +29,18 @@ def within_a_frame(replies: list[bytes]) -> list[bytes]:
             reply = TOO_LARGE
         fitting.append(reply)
     return fitting
+
+
+def acceptable(message: Forward) -> bool:
+    """Whether the log may take what a peer passes on. Its version may know other commands than this one: one
+    that the machine does not know would, once in the log, stop every node for good."""
+    if message.protocol not in (2, 3) or not 0 < len(message.commands) <= MAX_COMMANDS:
+        return False
+    for args in message.commands:
+        spec = lookup(args)
+        if not isinstance(spec, CommandSpec) or spec.kind not in (Kind.READ, Kind.WRITE):
+            return False
+    return True
 
 
 class Forwarding:
@@ -89,7 +103,8 @@ class Forwarding:
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""
-        return min((unknown_at for _, unknown_at, _, _ in self._outstanding.values()), default=float("inf"))
+        oldest = next(iter(self._outstanding.values()), None)  # each waits equally long
+        return oldest[1] if oldest is not None else float("inf")
 
     def _give_up(self, request_ids: list[int]) -> None:
         for request_id in request_ids:
@@ -103,6 +118,9 @@ class Forwarding:
         """A peer's client wants these commands. Returns the batch to propose, or None after a refusal."""
         if not is_leader:
             self._send(sender, ForwardReply(message.request_id, [], str(NOT_LEADER)))
+            return None
+        if not acceptable(message):
+            self._send(sender, ForwardReply(message.request_id, [], str(UNKNOWN_COMMAND)))
             return None
         if not self._load.take(len(message.commands)):
             self._send(sender, ForwardReply(message.request_id, [], str(BUSY)))

@@ -40,7 +40,7 @@ class PingBoard:
         sent_ms = pings.sent_ms.pop(nonce, None) if pings is not None else None
         if pings is None or sent_ms is None:
             return
-        pings.unanswered = pings.nonce - nonce
+        pings.unanswered = min(pings.unanswered, pings.nonce - nonce)
         pings.answered_ping_sent_ms = max(pings.answered_ping_sent_ms, sent_ms)
         pings.round_trip_ms = now - sent_ms
 

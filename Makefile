@@ -27,7 +27,7 @@ run: setup  ## the demo: database, three nodes and a fleet of followers on this 
 	$(BIN)/python super_node.py demo
 
 test: setup  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -106,11 +107,18 @@ def to_table(cluster: ClusterReport) -> Table:
         if cluster.healthy
         else f"NO LEADER: {escape(cluster.problem or '')}"
     )
+    lost = [f"node {each.member.id}: {escape(each.problem)}" for each in cluster.nodes if each.problem]
     table = Table(
-        title="super node", caption=verdict, caption_style="bold green" if cluster.healthy else "bold red"
+        title="super node",
+        caption="\n".join([verdict, *lost]),
+        caption_style="bold green" if cluster.healthy else "bold red",
+        box=box.HORIZONTALS,  # narrow: all of it fits into a terminal of 80 columns
+        padding=0,
     )
     for name, justify in _COLUMNS:
-        table.add_column(name, justify="right" if justify else "left")
+        table.add_column(
+            name, justify="right" if justify else "left", no_wrap=name in _WHOLE, overflow="fold"
+        )
     commits = [report.number("commit_index") or 0 for report in cluster.nodes]
     for report in cluster.nodes:
         table.add_row(*_row(report, max(commits, default=0)))
@@ -123,19 +131,20 @@ _COLUMNS = (
     ("role", False),
     ("term", True),
     ("leader", True),
-    ("commit / applied", True),
+    ("commit", True),
     ("behind", True),
     ("log", True),
-    ("MongoDB lag", True),
+    ("MongoDB", True),
     ("up", True),
 )
+_WHOLE = ("id", "clients", "role", "term", "up")  # never broken into two lines
 
 
 def _row(report: NodeReport, newest_commit: int) -> list[str]:
     member, info = report.member, report.info
     start = [str(member.id), f"{member.host}:{member.client_port}"]
     if report.problem is not None:
-        return [*start, f"[red]unreachable: {escape(report.problem)}[/red]"]
+        return [*start, "[red]no answer[/red]"]
     role = info.get("role", "?")
     applied = report.number("applied_index")
     leader = info.get("leader_id", "")
@@ -144,7 +153,7 @@ def _row(report: NodeReport, newest_commit: int) -> list[str]:
         f"[bold green]{role}[/bold green]" if role == "leader" else role,
         info.get("term", "?"),
         leader if leader.isdigit() and leader != "0" else "–",
-        f"{info.get('commit_index', '?')} / {info.get('applied_index', '?')}",
+        info.get("commit_index", "?"),
         "?" if applied is None else str(max(0, newest_commit - applied)),
         f"{info.get('first_log_index', '?')}–{info.get('last_log_index', '?')}",
         info.get("database_lag") or "–",

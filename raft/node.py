@@ -97,6 +97,7 @@ class RaftNode:
             self._network.start()
             self._server.start()
         except BaseException:
+            self._parts = None  # closed here: nothing is left to stop
             parts.close()
             raise
         log.info(
@@ -117,8 +118,7 @@ class RaftNode:
         parts.projector.start()
 
     def stop(self) -> None:
-        """Hand leadership over if this node has it, then stop everything and wait for it. Idempotent; any
-        thread but the node's own."""
+        """Hand leadership over, stop everything, wait for it. Idempotent; any thread but the node's own."""
         if self._parts is not None and self.exit_code == 0:
             self._hand_over()
         self._stopping.set()
@@ -271,8 +271,15 @@ class RaftNode:
     def _on_owner(self, event: Callable[[float], None]) -> None:
         if threading.get_ident() == self._worker_ident:
             event(self._worker.now)
-        else:
-            self._worker.post(event)
+            return
+
+        def guarded(now: float) -> None:
+            try:
+                event(now)
+            except ProtocolViolation as violation:
+                log.error("dropped a request that no correct node sends: %s", violation)
+
+        self._worker.post(guarded)
 
     # --- reactions to the core's decisions (worker only) ----------------------------------------------
 
@@ -288,6 +295,7 @@ class RaftNode:
         state = self._core.state
         self._last_vote_request = None
         if state.leader_id is not None:
+            self._pings.forgive(state.leader_id)
             self.publish("cluster", f"leader {state.leader_id} term {state.term}")
         self.publish_status()
 
@@ -373,7 +381,9 @@ class RaftNode:
         state, machine = self._core.state, self._worker.machine
         log_ = state.log
         lag = machine.ledger.projection_lag()
+        silent = tuple(peer for peer in self._peers if self._pings.silent(peer))
         key = (
+            silent,
             *(state.role, state.term, state.leader_id, state.voted_for, log_.last_index, state.commit_index),
             *(machine.applied_index, lag, self._worker.desk.load.taken),
         )
@@ -396,7 +406,7 @@ class RaftNode:
             members=self.settings.cluster.nodes,
             voters=state.configuration.voters,
             learners=state.configuration.learners,
-            silent=tuple(peer for peer in self._peers if self._pings.silent(peer)),
+            silent=silent,
             match=tuple((peer, progress.match_index) for peer, progress in state.progress.items()),
             database_lag=lag,
             pending_requests=self._worker.desk.load.taken,

@@ -7,7 +7,7 @@ and read them; they are never changed once returned.
 
 from __future__ import annotations
 
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 
 class Simple(str):
@@ -22,6 +22,6 @@ class Error(str):
     __slots__ = ()
 
 
-Reply: TypeAlias = Union[None, int, bytes, str, Simple, Error, list["Reply"], dict[str, "Reply"]]
+Reply: TypeAlias = int | bytes | str | Simple | Error | list["Reply"] | dict[str, "Reply"] | None
 
 OK = Simple("OK")

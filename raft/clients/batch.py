@@ -49,13 +49,21 @@ class Batch:
 
     def answer(self, slot: int, reply: Reply) -> None:
         """Answers one operation. RuntimeError if it was answered before, TypeError if it is no Reply."""
-        self.answer_encoded(slot, OK_BYTES if reply is OK else encode_reply(reply, self.protocol))
+        data = OK_BYTES if reply is OK else encode_reply(reply, self.protocol)
+        # As answer_encoded, without the call: the worker comes here once per command.
+        answers = self._answers
+        if answers[slot] is not None:
+            raise _answered_twice(slot)
+        answers[slot] = data
+        self.remaining = remaining = self.remaining - 1
+        if not remaining:
+            self._on_done(answers)  # type: ignore[arg-type]  # no slot is None any more
 
     def answer_encoded(self, slot: int, data: bytes) -> None:
         """Answers one operation with bytes in this batch's protocol, as another node's Batch encoded them."""
         answers = self._answers
         if answers[slot] is not None:
-            raise RuntimeError(f"slot {slot} of a batch was answered twice")
+            raise _answered_twice(slot)
         answers[slot] = data
         self.remaining = remaining = self.remaining - 1
         if not remaining:
@@ -67,3 +75,7 @@ class Batch:
         for slot, _ in self.operations:
             if self._answers[slot] is None:
                 self.answer_encoded(slot, data)
+
+
+def _answered_twice(slot: int) -> RuntimeError:
+    return RuntimeError(f"slot {slot} of a batch was answered twice")

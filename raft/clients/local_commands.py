@@ -8,10 +8,10 @@ import time
 from raft.clients.client_list import describe, list_clients
 from raft.clients.command_docs import command, command_count, command_docs, command_info, command_list
 from raft.clients.connection import Connection
-from raft.clients.glob import Glob
 from raft.clients.pubsub import SubscriptionError
 from raft.clients.resp import encode_push
 from raft.clients.shared import REDIS_VERSION, Command, Raw, ServerState
+from raft.machine.glob import PatternTooLongError, glob_matcher
 from raft.replies import OK, Error, Reply, Simple
 
 SYNTAX_ERROR = Error("ERR syntax error")
@@ -183,9 +183,12 @@ def _config_get(_connection: Connection, args: list[bytes], server: ServerState)
         "tcp-keepalive": "300",
         "timeout": "0",
     }
-    globs = [Glob(pattern, ignore_case=True) for pattern in args[2:]]
+    try:
+        matchers = [glob_matcher(pattern.lower()) for pattern in args[2:]]
+    except PatternTooLongError as error:
+        return Error(f"ERR {error}")
     found: dict[str, Reply] = {
-        key: value for key, value in known.items() if any(glob.matches(key.encode()) for glob in globs)
+        key: value for key, value in known.items() if any(matches(key.encode()) for matches in matchers)
     }
     return found
 

@@ -7,12 +7,12 @@ hands the message to every handler (ClientServer.publish), which writes it to it
 from __future__ import annotations
 
 from raft.clients.connection import Connection
-from raft.clients.glob import Glob
 from raft.clients.resp import encode_push
+from raft.machine.glob import LONGEST_PATTERN, Matcher, glob_matcher
 from raft.replies import Reply
 
 MAX_SUBSCRIPTIONS = 10_000  # of one connection
-_MAX_NAME_BYTES = 4096  # of a channel or pattern: they are kept
+_MAX_NAME_BYTES = LONGEST_PATTERN  # of a channel or pattern: they are kept
 
 
 class SubscriptionError(Exception):
@@ -24,7 +24,7 @@ class Subscriptions:
 
     def __init__(self) -> None:
         self._channels: dict[bytes, set[Connection]] = {}
-        self._patterns: dict[bytes, tuple[Glob, set[Connection]]] = {}
+        self._patterns: dict[bytes, tuple[Matcher, set[Connection]]] = {}
 
     @property
     def empty(self) -> bool:
@@ -47,7 +47,7 @@ class Subscriptions:
             if pattern:
                 connection.patterns.add(name)
                 if name not in self._patterns:
-                    self._patterns[name] = (Glob(name), set())
+                    self._patterns[name] = (glob_matcher(name), set())
                 self._patterns[name][1].add(connection)
             else:
                 connection.channels.add(name)
@@ -96,8 +96,8 @@ class Subscriptions:
         listeners = self._channels.get(channel)
         if listeners:
             _push(listeners, [b"message", channel, payload])
-        for pattern, (glob, members) in self._patterns.items():
-            if glob.matches(channel):
+        for pattern, (matches, members) in self._patterns.items():
+            if matches(channel):
                 _push(members, [b"pmessage", pattern, channel, payload])
 
 

@@ -119,6 +119,10 @@ class RaftCore:
         """Pings or the transport say that the peer's process is gone."""
         election.suspect_leader(self._at(now), peer)
 
+    def not_sent(self, peer: int, now: float) -> None:
+        """A message to the peer did not leave: there is no connection, or its outbox is full."""
+        replication.on_message_lost(self._at(now), peer)
+
     def disconnected(self, peer: int, now: float) -> None:
         """The connection to the peer broke."""
         state = self._at(now)

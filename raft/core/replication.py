@@ -14,12 +14,13 @@ def begin_round(core: CoreState) -> None:
     """Number a broadcast: answers that echo the number prove leadership after this moment (thesis 6.4)."""
     core.round += 1
     core.rounds_sent.append((core.round, core.now))
-    core.heartbeat_due_ms = core.now + core.options.heartbeat_interval_ms
 
 
 def broadcast_append_entries(core: CoreState, *, heartbeat: bool) -> None:
     """Send every peer what it lacks; with heartbeat, an empty AppendEntries where there is nothing."""
     begin_round(core)
+    if heartbeat:  # only then: a peer that gets no entries now must not go without word under steady load
+        core.heartbeat_due_ms = core.now + core.options.heartbeat_interval_ms
     core.broadcast_index = core.log.last_index
     shared: dict[int, tuple[Entry, ...]] = {}
     for peer in core.progress:
@@ -131,6 +132,14 @@ def maybe_commit(core: CoreState) -> None:
     if index > core.commit_index and core.log.term(index) == core.term:
         core.commit_index = index
         core.effects.committed = index
+
+
+def on_message_lost(core: CoreState, peer: int) -> None:
+    """What follows would be refused: go back to what was acknowledged, and wait for the next heartbeat."""
+    progress = core.progress.get(peer)
+    if progress is not None and not progress.probing:
+        progress.become_probing(progress.match_index + 1)
+        progress.probe_sent = True
 
 
 def on_peer_disconnected(core: CoreState, peer: int) -> None:

@@ -258,7 +258,7 @@ class CoreState:
         self.lease_void = False
         self.term_first_index = self.log.last_index + 1
         self.broadcast_index = self.log.last_index
-        self.heartbeat_due_ms = self.now
+        self.heartbeat_due_ms = self.now + self.options.heartbeat_interval_ms  # the no-op goes out first
         self.effects.role_changed = True
         votes = sorted(voter for voter, yes in self.votes.items() if yes)
         self.effects.news.append(f"leader of term {self.term}, votes from {votes}")

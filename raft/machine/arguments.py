@@ -138,6 +138,18 @@ class ExpireIf(Flag):
     GT = auto()  # the new one is later (none counts as endless)
     LT = auto()  # the new one is earlier
 
+    def hold(self, expires_at: int, before: int | None) -> bool:
+        """Whether they hold, given the new time and the one the key has (None: never expires)."""
+        if ExpireIf.NX in self:
+            return before is None
+        if ExpireIf.XX in self and before is None:
+            return False
+        if ExpireIf.GT in self:
+            return before is not None and expires_at > before
+        if ExpireIf.LT in self:
+            return before is None or expires_at < before
+        return True
+
 
 def expire_conditions(words: list[bytes]) -> ExpireIf:
     """The conditions behind EXPIRE key seconds."""

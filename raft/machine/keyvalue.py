@@ -21,7 +21,6 @@ from raft.machine.arguments import (
     LEAST,
     MOST,
     SYNTAX_ERROR,
-    ExpireIf,
     RefusedError,
     SetOptions,
     expire_conditions,
@@ -305,7 +304,7 @@ class KeyValue:
         expires_at = self.at_ms + duration_ms
         if duration_ms < LEAST or expires_at > MOST:
             raise invalid_expire_time(command)
-        if key not in self.values or not _holds(conditions, expires_at, self._expires_at.get(key)):
+        if key not in self.values or not conditions.hold(expires_at, self._expires_at.get(key)):
             return 0
         self._expire_at(key, expires_at)
         return 1
@@ -411,16 +410,3 @@ def _matching(keys: list[bytes], pattern: bytes) -> list[Reply]:
         return [*filter(glob_matcher(pattern), keys)]
     except PatternTooLongError as error:
         raise RefusedError(Error(f"ERR {error}")) from None
-
-
-def _holds(conditions: ExpireIf, expires_at: int, before: int | None) -> bool:
-    """Whether EXPIRE's conditions hold, given the new time and the one the key has (None: never expires)."""
-    if ExpireIf.NX in conditions:
-        return before is None
-    if ExpireIf.XX in conditions and before is None:
-        return False
-    if ExpireIf.GT in conditions:
-        return before is not None and expires_at > before
-    if ExpireIf.LT in conditions:
-        return before is None or expires_at < before
-    return True

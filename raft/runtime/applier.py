@@ -12,7 +12,8 @@ from raft.machine.machine import Machine
 from raft.runtime.proposals import Proposals
 
 COMMANDS_PER_TURN = 4096
-BYTES_PER_READ = 1 << 20
+BYTES_PER_COMMAND = 16  # stored entries are counted by their size: about a short command's
+BYTES_PER_READ = COMMANDS_PER_TURN * BYTES_PER_COMMAND
 
 Publish = Callable[[str, str], None]
 
@@ -56,8 +57,9 @@ class Applier:
         entries = self._state.log.entries(first, end, BYTES_PER_READ)
         commands = 0
         for entry in entries:
-            commands += 1 + len(self._machine.apply(entry, want_replies=False))
+            self._machine.apply(entry, want_replies=False)
             self._tell()
+            commands += 1 + len(entry.data) // BYTES_PER_COMMAND
             if commands >= COMMANDS_PER_TURN:
                 break
         return commands

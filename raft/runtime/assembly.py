@@ -25,6 +25,8 @@ from raft.runtime.worker import Hooks, Worker
 from raft.storage.node_storage import NodeStorage
 from raft.transport.network import PeerNetwork
 
+PROJECTOR_S = 0.5  # how long to wait for it: it may sit in a call to an absent MongoDB, with nothing to lose
+
 
 class Owner(Hooks, Backend, Protocol):
     """What the parts need of the node that they belong to."""
@@ -56,7 +58,7 @@ class Parts:
         """End everything but the worker, which must have ended: clients first, the disk last."""
         self.server.stop()
         self.feed.close()
-        self.projector.stop()
+        self.projector.stop(PROJECTOR_S)
         self.network.close()
         self.storage.close()
 

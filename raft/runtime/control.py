@@ -9,17 +9,15 @@ from raft.machine.arguments import RefusedError
 from raft.replies import OK, Error, Reply
 from raft.runtime.load import Load
 
-_NAMES = frozenset((b"RAFT", b"raft"))
-
 
 def is_control(batch: Batch) -> bool:
     """Whether this batch is one command for Control: handlers never mix them with others."""
-    if len(batch.operations) != 1:
-        return False
-    args = batch.operations[0][1]
-    return (
-        (args[0] in _NAMES or args[0].upper() in _NAMES) and len(args) > 1 and args[1].upper() == b"TRANSFER"
-    )
+    return len(batch.operations) == 1 and is_control_command(batch.operations[0][1])
+
+
+def is_control_command(args: list[bytes]) -> bool:
+    """Whether this command is for Control: RAFT TRANSFER."""
+    return len(args) > 1 and args[0].upper() == b"RAFT" and args[1].upper() == b"TRANSFER"
 
 
 class Control:

@@ -140,7 +140,8 @@ class Desk:
         else:
             self._held.append((deadline, batch))
             self._held_under = (self._state.term, self._state.leader_id)
-            self._retry_at = self._now + RETRY_MS
+            if self._retry_at <= self._now:  # else whoever comes would put off those who wait already
+                self._retry_at = self._now + RETRY_MS
 
     def _refuse(self, batch: Batch, error: Error) -> None:
         batch.fail(error)
@@ -150,6 +151,7 @@ class Desk:
         """This node led and does not any more."""
         self.proposals.fail_all(UNKNOWN, NOT_LEADER)
         self.control.leadership_lost()
+        self.reads.leadership_lost()
 
     def leader_lost(self, leader: int | None) -> None:
         """Another node led, or was connected, and is not any more."""
@@ -160,10 +162,25 @@ class Desk:
         self.control.advance()
         self.reads.expire(self._now)
         self.forwarding.expire(self._now)
-        if self._held:
-            held, self._held = self._held, []
-            for deadline, batch in held:
-                self._hold(deadline, batch)
+        late = [batch for deadline, batch in self._held if deadline <= self._now]
+        if late:
+            # The others keep their place and their moment of retry: looking at them must not put it off.
+            self._held = [waiting for waiting in self._held if waiting[0] > self._now]
+            for batch in late:
+                self._refuse(batch, NO_LEADER)
+
+    def wait_out(self, now: float, waited_ms: float) -> None:
+        """The worker waits in mid-turn, for space on the disk: clients shall not hang as long as that.
+
+        What arrived is held and refused in its time; what is in the log is answered INDETERMINATE once even a
+        forwarded command would be. now, waited_ms: monotonic ms, how long the wait has lasted.
+        """
+        self._now = now
+        while self._inbox:
+            self._hold(now + self._hold_ms, self._inbox.popleft())
+        self.expire()
+        if waited_ms >= 2 * self._hold_ms:
+            self.proposals.fail_all(UNKNOWN, NOT_LEADER)
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""

@@ -11,4 +11,8 @@ STOPPING = Error("CLUSTERDOWN this node is shutting down; the command was not ex
 UNKNOWN = Error(
     "INDETERMINATE the leader was lost after it took the command; it may or may not have been executed"
 )
+UNKNOWN_COMMAND = Error(
+    "ERR the leader does not know a command that this node passed on: do all nodes run the same version? "
+    "Nothing was executed"
+)
 BUSY = Error("BUSY too many requests are pending on this node; the command was not executed")

@@ -7,12 +7,17 @@ import itertools
 from collections.abc import Callable
 
 from raft.clients.batch import Batch
+from raft.clients.dispatch import once_error
+from raft.machine.batch import BatchFormatError
+from raft.machine.commands import CommandSpec, Kind, lookup
+from raft.machine.transactions import decode_transaction, may_stand_inside
 from raft.replies import OK, Error
-from raft.runtime.control import is_control
-from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN
+from raft.runtime.control import is_control, is_control_command
+from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN, UNKNOWN_COMMAND
 from raft.runtime.load import Load
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
+MAX_COMMANDS = 4096  # in one forwarded batch; a client's batch has fewer
 MAX_REPLY_BYTES = 8 << 20  # of one forwarded batch; a frame carries twice as much
 TOO_LARGE = b"-ERR the command was executed, but its answer is too large to pass on: ask the leader\r\n"
 
@@ -28,6 +33,37 @@ def within_a_frame(replies: list[bytes]) -> list[bytes]:
             reply = TOO_LARGE
         fitting.append(reply)
     return fitting
+
+
+def acceptable(message: Forward) -> bool:
+    """Whether the log may take what a peer passes on. Its version may know other commands than this one: one
+    that the machine does not know would, once in the log, stop every node for good."""
+    if message.protocol not in (2, 3) or not 0 < len(message.commands) <= MAX_COMMANDS:
+        return False
+    if len(message.commands) == 1 and is_control_command(message.commands[0]):
+        return True
+    return all(_may_be_logged(args) for args in message.commands)
+
+
+def _may_be_logged(args: list[bytes]) -> bool:
+    if args[:1] == [b"~EXEC"]:
+        return len(args) == 2 and _is_transaction(args[1])
+    spec = lookup(args)
+    if not isinstance(spec, CommandSpec) or spec.kind not in (Kind.READ, Kind.WRITE):
+        return False
+    return spec.name != b"ONCE" or once_error(args) is None
+
+
+def _is_transaction(data: bytes) -> bool:
+    try:
+        commands = decode_transaction(data).commands
+    except BatchFormatError:
+        return False
+    specs = [lookup(words) for words in commands]
+    return all(
+        isinstance(spec, CommandSpec) and may_stand_inside(spec.name, spec.kind in (Kind.READ, Kind.WRITE))
+        for spec in specs
+    )
 
 
 class Forwarding:
@@ -90,7 +126,8 @@ class Forwarding:
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""
-        return min((unknown_at for _, unknown_at, _, _ in self._outstanding.values()), default=float("inf"))
+        oldest = next(iter(self._outstanding.values()), None)  # each waits equally long
+        return oldest[1] if oldest is not None else float("inf")
 
     def _give_up(self, request_ids: list[int]) -> None:
         for request_id in request_ids:
@@ -108,6 +145,9 @@ class Forwarding:
         batch to propose, or None after a refusal."""
         if not takes:
             self._send(sender, ForwardReply(message.request_id, [], str(NOT_LEADER)))
+            return None
+        if not acceptable(message):
+            self._send(sender, ForwardReply(message.request_id, [], str(UNKNOWN_COMMAND)))
             return None
         if not self._load.take(len(message.commands)):
             self._send(sender, ForwardReply(message.request_id, [], str(BUSY)))

@@ -40,9 +40,15 @@ class PingBoard:
         sent_ms = pings.sent_ms.pop(nonce, None) if pings is not None else None
         if pings is None or sent_ms is None:
             return
-        pings.unanswered = pings.nonce - nonce
+        pings.unanswered = min(pings.unanswered, pings.nonce - nonce)
         pings.answered_ping_sent_ms = max(pings.answered_ping_sent_ms, sent_ms)
         pings.round_trip_ms = now - sent_ms
+
+    def forgive(self, peer: int) -> None:
+        """The peer has just been heard of as the leader: what it missed before counts no longer."""
+        pings = self._peers.get(peer)
+        if pings is not None:
+            pings.unanswered = 0
 
     def silent(self, peer: int) -> bool:
         """Whether the last pings to this peer stayed unanswered."""

@@ -18,7 +18,8 @@ from raft.runtime.load import Load
 log = logging.getLogger(__name__)
 
 MAX_ENTRY_COMMANDS = 4096
-MAX_ENTRY_BYTES = 512 * 1024  # a single larger command still gets an entry of its own
+MAX_ENTRY_BYTES = 512 * 1024  # encoded; the command that passes it is the entry's last, however large
+WORD_BYTES = 5  # what a word takes in an entry beside its own bytes, at most
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class Proposals:
             self._commands.append(args)
             self._waiters.append((batch, slot))
             self._clients += 1
-            self._bytes += sum(map(len, args))
+            self._bytes += sum(map(len, args)) + WORD_BYTES * len(args)  # many empty words are large, too
             if self._bytes >= MAX_ENTRY_BYTES or len(self._commands) >= MAX_ENTRY_COMMANDS:
                 self.flush(now, at_ms)
 

@@ -69,6 +69,17 @@ class Reads:
             for deadline, batch in waiting.batches:
                 self._retry(deadline, batch)
 
+    def leadership_lost(self) -> None:
+        """With lease reads, what this leader confirmed must be asked again: the lease that is looked at after
+        the read would be another one, or none, and the confirmation may date from before a pause."""
+        if self._lease_ended is None:
+            return
+        confirmed = [waiting for _, waiting in self._confirmed]
+        self._confirmed.clear()
+        for waiting in confirmed:
+            for deadline, batch in waiting.batches:
+                self._retry(deadline, batch)
+
     def serve(self, wall_ms: int) -> None:
         """Answer what the machine has reached. wall_ms only shows how long a key has to live."""
         for _ in range(len(self._confirmed)):

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 0.5
 EXPIRY_STEP_MS = 10.0  # deadlines of clients are checked this often
 DISK_FULL_RETRY_S = 0.2
+MAX_POSTED = 1024
 
 Posted = Callable[[float], None]
 
@@ -90,6 +91,7 @@ class Worker:
         self._log_clock = LogClock(clock)
         self.stopping = False
         self.now = core.state.now
+        self.at_ms = 0  # what this turn's entries are stamped with
         self.busy_since_ms: float | None = None  # monotonic: in a turn since; for the watchdog
         self._posted: deque[Posted] = deque()
         self._next_expiry_check_ms = 0.0
@@ -98,8 +100,13 @@ class Worker:
     # --- other threads --------------------------------------------------------------------------------
 
     def post(self, event: Posted) -> None:
-        """Have event(now) run on the worker in its next turn. Any thread."""
-        self._posted.append(event)
+        """Have event(now) run on the worker in its next turn. Any thread.
+
+        While the worker waits for its disk the timers go on posting: beyond a bound events are dropped. All
+        of them are repeated or, as messages, may be lost.
+        """
+        if len(self._posted) < MAX_POSTED:
+            self._posted.append(event)
         self.network.wake()
 
     def stop(self) -> None:
@@ -124,7 +131,7 @@ class Worker:
         self.busy_since_ms = now
         if now - self.now > self.core.state.options.election_timeout_min_ms:
             self.turns.excuse()
-        self.now = now
+        self.now, self.at_ms = now, at_ms
         self.desk.begin_turn(now, at_ms)
         for sender, message in received:
             self._receive(sender, message)
@@ -163,6 +170,8 @@ class Worker:
             elif isinstance(message, RequestVote):
                 self.hooks.handle_request_vote_message(sender, message)
             elif isinstance(message, Forward):
+                # An election may have been won a message ago: ~TERM comes before any client's command.
+                self._notice_role(self.now, self.at_ms)
                 self.desk.on_forward(sender, message)
             elif isinstance(message, ForwardReply):
                 self.desk.on_forward_reply(sender, message)
@@ -237,7 +246,8 @@ class Worker:
             log.info("%s", news)
         if effects.early_messages:
             for peer, message in effects.early_messages:
-                self.network.queue(peer, message)
+                if not self.network.queue(peer, message):
+                    self.core.not_sent(peer, self.now)
             self.network.flush()
         if effects.log:
             self._write_log(effects)
@@ -262,9 +272,9 @@ class Worker:
     def _outlast_full_disk(self, write: Callable[[], None]) -> None:
         """Write, waiting out a full disk, the one error to outlive: nothing was promised to anyone yet.
 
-        Meanwhile this node is silent: a leader is replaced, a follower does not count.
+        Meanwhile this node is silent: a leader is replaced, a follower does not count. Its clients are told.
         """
-        told = False
+        told, since_ms = False, self.clock.monotonic_ms()
         while True:
             try:
                 write()
@@ -277,5 +287,9 @@ class Worker:
                     told = True
                 self.busy_since_ms = None  # waiting is not hanging
                 time.sleep(DISK_FULL_RETRY_S)
+                now = self.clock.monotonic_ms()
+                self.desk.wait_out(now, now - since_ms)
+                self.network.flush()
         if told:
+            self.busy_since_ms = self.clock.monotonic_ms()
             log.warning("there is space on the disk again: going on")

@@ -1,7 +1,6 @@
 """The durable log of one node: append, sync, truncate, read. Format and crash rules: record.py.
 
-Owned by one thread, the raft worker; only the segment preparer runs beside it. Nothing here is promised to
-anyone before sync() has returned.
+Owned by the raft worker; only the segment preparer runs beside it. Nothing is promised before sync() returns.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from raft.storage import segments
 from raft.storage.disk import Disk, is_full, write_all
 from raft.storage.entry_cache import EntryCache
 from raft.storage.errors import CompactedError, DiskFullError, StorageError
+from raft.storage.older_segment import OlderSegment
 from raft.storage.preparer import SegmentPreparer
 from raft.storage.record import HEADER_SIZE, RECORD_OVERHEAD, encode_records, record_size
 from raft.storage.recovery import Recovered, Recovery, remove_all
@@ -60,7 +60,7 @@ class LogStore:
         self._cache = EntryCache(cache_bytes, self._last_index + 1)
         self._failure: StorageError | None = None
         self._preparer: SegmentPreparer | None = None
-        self._reader: tuple[Segment, int] | None = None  # one older file that is open for reading
+        self._older = OlderSegment(disk)
         self.torn_tail = recovered.torn  # what was cut when the log was opened, for people
 
     @classmethod
@@ -195,7 +195,7 @@ class LogStore:
         store is dead).
         """
         self._check_alive()
-        self._close_reader()
+        self._older.close()
         try:
             remove_all(self._disk, self._directory, self._segments)
         except StorageError as error:
@@ -253,7 +253,7 @@ class LogStore:
         if self._preparer is not None:
             self._preparer.close()
             self._preparer = None
-        self._close_reader()
+        self._older.close()
         for segment in self._segments:
             segments.close(self._disk, segment)
 
@@ -349,7 +349,7 @@ class LogStore:
         segment, after = self._segments[0], self._segments[1]
         base_index = max(self._base_index, after.first_index - 1)
         base_term = self.term(base_index)
-        self._close_reader()
+        self._older.close()
         try:
             segments.remove(self._disk, self._directory, segment)
         except StorageError as error:
@@ -368,7 +368,7 @@ class LogStore:
 
     def _remove_from(self, from_index: int) -> None:
         """Remove from_index and all behind it from the files: whole files newest first, then one is cut."""
-        self._close_reader()
+        self._older.close()
         try:
             while len(self._segments) > 1 and self._segments[-1].first_index >= from_index:
                 segments.remove(self._disk, self._directory, self._segments[-1])
@@ -406,8 +406,7 @@ class LogStore:
     # --- reading
 
     def _outside(self, lo: int, hi: int) -> IndexError:
-        what = f"entry {lo}" if hi == lo + 1 else f"entries {lo} to {hi - 1}"
-        text = f"{what}: the log has {self.first_index} to {self._last_index}"
+        text = f"entries {lo} to {hi - 1}: the log has {self.first_index} to {self._last_index}"
         return CompactedError(text) if lo <= self._base_index else IndexError(text)
 
     def _read_some(self, lo: int, hi: int, room: int) -> Sequence[Entry]:
@@ -418,27 +417,4 @@ class LogStore:
         start = segment.cut_position(lo)
         limit = start + min(max(room, 0) + RECORD_OVERHEAD * (hi - lo), READ_BYTES)
         fitting = bisect_right(range(lo + 1, hi + 1), limit, key=segment.cut_position)
-        return segments.read(self._disk, segment, self._fd_of(segment), lo, lo + max(1, fitting))
-
-    def _fd_of(self, segment: Segment) -> int:
-        """A descriptor for reading. At most one older file is kept open for it."""
-        if segment.fd is not None:
-            return segment.fd
-        if self._reader is not None and self._reader[0] is segment:
-            return self._reader[1]
-        self._close_reader()
-        try:
-            fd = self._disk.open(segment.path)
-        except OSError as error:
-            raise StorageError(f"{segment.path}: cannot open the file: {error}") from error
-        self._reader = (segment, fd)
-        return fd
-
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            segment, fd = self._reader
-            self._reader = None
-            try:
-                self._disk.close(fd)
-            except OSError as error:
-                raise StorageError(f"{segment.path}: cannot close the file: {error}") from error
+        return segments.read(self._disk, segment, self._older.descriptor(segment), lo, lo + max(1, fitting))

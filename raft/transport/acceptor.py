@@ -23,19 +23,15 @@ _logger = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket on host:port (port 0: any). Raises OSError, e.g. if the port is taken."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, kind, protocol)
+    """A listening TCP socket on host:port (port 0: any). Raises OSError, which names both, e.g. if taken."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address, family=family, backlog=_BACKLOG)  # sets SO_REUSEADDR
+    except OSError as error:
+        text = f"cannot listen for other nodes on {host}:{port}: {error.strerror or error}"
+        raise OSError(text) from error
 
 
 class Acceptor:

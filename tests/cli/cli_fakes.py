@@ -6,7 +6,8 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hiredis
@@ -114,6 +115,18 @@ class FakeCluster:
     def close(self) -> None:
         for node in self.nodes:
             node.kill()
+
+
+@contextmanager
+def fake_cluster(nodes: int) -> Iterator[FakeCluster]:
+    """A cluster of so many nodes, all of them gone at the end."""
+    made = FakeCluster()
+    for _ in range(nodes):
+        made.add_node()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 class FakeNode:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from cli_fakes import FakeCluster, FakeError, FakeNode, eventually
+from cli_fakes import FakeCluster, FakeError, FakeNode, eventually, fake_cluster
 
 from cli.crew import Crew
 from cli.follower import Behaviour, Follower, State
@@ -14,11 +14,8 @@ from cli.follower import Behaviour, Follower, State
 
 @pytest.fixture
 def cluster() -> Iterator[FakeCluster]:
-    made = FakeCluster()
-    for _ in range(3):
-        made.add_node()
-    yield made
-    made.close()
+    with fake_cluster(nodes=3) as made:
+        yield made
 
 
 @pytest.fixture

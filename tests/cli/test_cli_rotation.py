@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 import yaml
-from cli_fakes import FakeCluster, FakeError, FakeNode, eventually
+from cli_fakes import FakeCluster, FakeError, FakeNode, eventually, fake_cluster
 
 from cli.crew import Crew
 from cli.follower import Behaviour, Follower, State
@@ -26,11 +26,9 @@ NAMES = [f"worker-{number}" for number in range(1, 6)]
 
 @pytest.fixture
 def cluster() -> Iterator[FakeCluster]:
-    made = FakeCluster()
-    made.per_interval = 2
-    made.add_node()
-    yield made
-    made.close()
+    with fake_cluster(nodes=1) as made:
+        made.per_interval = 2
+        yield made
 
 
 @pytest.fixture
@@ -178,4 +176,5 @@ def test_with_a_real_node_nobody_honest_is_banned(node: int) -> None:
     assert {info["state"] for info in described.values()} == {"active"}
     # Once to learn that turns go round; once more when an answer came after the end of its interval.
     assert all(info["spam"] <= 3 for info in described.values()), described
-    assert all(info["earned"] >= 40 for info in described.values()), described
+    # The interval of the latest answer may still be open.
+    assert all(info["earned"] >= 30 for info in described.values()), described

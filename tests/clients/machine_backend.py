@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from conftest import DEADLINE_S, DictBackend, make_status
+from clients_support import DEADLINE_S, DictBackend, make_status
 
 from raft.clients.batch import Batch
 from raft.machine.machine import Machine

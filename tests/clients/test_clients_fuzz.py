@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from conftest import Harness, Wire, resp
+from clients_support import Harness, Wire, resp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

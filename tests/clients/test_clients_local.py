@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import DEADLINE_S, Harness, Wire, eventually, make_status, resp
+from clients_support import DEADLINE_S, Harness, Wire, eventually, make_status, resp
 
 from raft.clients.dispatch import _HERE, HOT
 from raft.clients.local_commands import key_slot
@@ -90,7 +90,9 @@ def test_the_hot_rows_say_what_lookup_says() -> None:
         ([b"CLIENT", b"LIST", b"WHAT"], b"-ERR syntax error\r\n"),
         ([b"CLIENT", b"NOSUCH"], b"-ERR unknown subcommand 'NOSUCH'. Try CLIENT HELP.\r\n"),
         ([b"CONFIG", b"GET", b"save"], b"*2\r\n$4\r\nsave\r\n$0\r\n\r\n"),
+        ([b"CONFIG", b"GET", b"S[A-C]V?", b"x"], b"*2\r\n$4\r\nsave\r\n$0\r\n\r\n"),
         ([b"CONFIG", b"GET", b"nosuch"], b"*0\r\n"),
+        ([b"CONFIG", b"GET", b"x" * 5000], b"-ERR pattern is longer than 4096 bytes\r\n"),
         ([b"COMMAND", b"LIST", b"FILTERBY"], b"-ERR syntax error\r\n"),
         ([b"READONLY"], b"+OK\r\n"),
         ([b"READWRITE"], b"+OK\r\n"),

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from conftest import Harness, Wire, eventually, resp
+from clients_support import Harness, Wire, eventually, resp
 
 from raft.clients import connection as connection_module
 from raft.clients import handler as handler_module
@@ -114,19 +114,25 @@ def test_pushes_do_not_break_into_answers(harness: Harness) -> None:
     wire = resp3(harness)
     wire.send(resp(b"SUBSCRIBE", b"c"))
     wire.expect(b">3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n")
-    wire.send(resp(b"GET", b"big") * 10)
-    for _ in range(200):
-        harness.server.publish("c", "p" * 1000)
+    wire.send(resp(b"GET", b"big") * 100)
+
+    def publish() -> None:
+        for number in range(2000):
+            harness.server.publish("c", f"{number:01000}")
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
     answers = pushes = 0
-    while answers < 10 or pushes < 200:
+    while answers < 100 or pushes < 2000:
         head = wire.line()
         if head == b">3\r\n":
-            wire.expect(b"$7\r\nmessage\r\n$1\r\nc\r\n$1000\r\n" + b"p" * 1000 + b"\r\n")
+            wire.expect(b"$7\r\nmessage\r\n$1\r\nc\r\n$1000\r\n%01000d\r\n" % pushes)
             pushes += 1
         else:
             assert head == b"$200000\r\n"
             wire.expect(b"\r\n" * 100_001)
             answers += 1
+    publisher.join()
 
 
 def test_a_subscriber_that_does_not_read_is_dropped(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from conftest import resp
-from hypothesis import given, settings
+from clients_support import resp
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raft.clients.requests import (
@@ -274,6 +274,8 @@ tokens = st.sampled_from(
 
 
 @settings(max_examples=400)
+@example(b"*1\r\n$1\r\na\r\n$0\r\n\r\n")
+@example(b"*1\r\n$1\r\na\r\n$4\r\nPING\r\n")
 @given(st.lists(tokens | st.binary(max_size=6), max_size=12).map(b"".join))
 def test_hiredis_and_the_strict_reader_agree_on_anything(data: bytes) -> None:
     """The fast way may decline; what it takes must be what the strict reader takes."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import DEADLINE_S, Harness, Wire, eventually, resp
+from clients_support import DEADLINE_S, Harness, Wire, eventually, resp
 
 from raft.clients import connection as connection_module
 from raft.clients.batch import Batch
@@ -176,6 +176,20 @@ def test_a_client_that_does_not_read_is_not_read_from(harness: Harness) -> None:
     for _ in range(200):  # it reads at last: every answer is there
         wire.expect(b"$500000\r\n" + b"x" * 500_000 + b"\r\n")
     wire.expect(b"+PONG\r\n")
+
+
+def test_batches_shrink_where_answers_are_large(harness: Harness) -> None:
+    """So that a client which pipelines large reads is not dropped for the size of one batch's answers."""
+    harness.backend.values[b"big"] = b"x" * 1_000_000
+    wire = harness.pair()
+    wire.send(resp(b"GET", b"big") * 120)
+    for _ in range(120):
+        wire.expect(b"$1000000\r\n" + b"x" * 1_000_000 + b"\r\n")
+    assert sum(harness.backend.batches) == 120
+    assert max(harness.backend.batches[1:]) <= 8
+    wire.send(resp(b"INCR", b"n") * 1000)
+    wire.expect(b"".join(b":%d\r\n" % n for n in range(1, 1001)))
+    assert max(harness.backend.batches) > 100  # and grow again
 
 
 def test_a_client_that_leaves_too_much_unread_is_dropped(

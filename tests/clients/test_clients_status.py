@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import DEADLINE_S, Harness, Wire, make_status, resp
+from clients_support import DEADLINE_S, Harness, Wire, make_status, resp
 from redis.cluster import LoadBalancingStrategy, RedisCluster
 
 from raft.clients.status_commands import cluster_id

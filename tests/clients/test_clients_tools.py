@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import redis
-from conftest import DEADLINE_S, Harness, eventually
+from clients_support import DEADLINE_S, Harness, eventually
 
 needs_cli = pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
 needs_benchmark = pytest.mark.skipif(

@@ -15,7 +15,7 @@ from pathlib import Path
 import hiredis
 import pytest
 import redis
-from conftest import DEADLINE_S, Harness, Wire, eventually, resp
+from clients_support import DEADLINE_S, Harness, Wire, eventually, resp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from machine_backend import MachineBackend

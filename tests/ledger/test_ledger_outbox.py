@@ -71,6 +71,7 @@ def test_a_reward_row_is_the_follower_as_it_stands(book: Driver) -> None:
     (row,) = pull(book).rewards
     info = book.info("a")
     info["amount"] = info.pop("balance")
+    assert info.pop("turn") is None  # of the moment, not of the follower
     assert {name: getattr(row, name) for name in info} == info
 
 

@@ -36,6 +36,9 @@ from raft.machine.glob import LONGEST_PATTERN, PatternTooLongError, glob_matcher
         (b"**a**", [b"a", b"bab"], [b"", b"b"]),
         (b"a*a", [b"aa", b"aba"], [b"a"]),
         (b"*a*ab", [b"aab", b"aabab"], [b"ab"]),
+        (b"*a*b*", [b"xxaxxbxx", b"ab"], [b"xxbxxaxx"]),
+        (b"rewards:*", [b"rewards:node-1", b"rewards:"], [b"reward:node-1"]),
+        (b"[-a]", [b"-", b"a"], [b"b"]),
     ],
 )
 def test_patterns(pattern: bytes, matching: list[bytes], others: list[bytes]) -> None:
@@ -50,6 +53,28 @@ def test_no_pattern_takes_exponential_time(piece: bytes) -> None:
     matcher = glob_matcher(piece * 40 + b"c")
     for _ in range(20):
         assert not matcher(b"a" * 2000 + b"b")
+
+
+def _slowly(pattern: bytes, text: bytes) -> bool:
+    """The plain definition, for stars and question marks."""
+    if not pattern:
+        return not text
+    if pattern[:1] == b"*":
+        return any(_slowly(pattern[1:], text[cut:]) for cut in range(len(text) + 1))
+    return bool(text) and pattern[:1] in (b"?", text[:1]) and _slowly(pattern[1:], text[1:])
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"b", b"*", b"?"]), max_size=7).map(b"".join),
+    st.lists(st.sampled_from([b"a", b"b"]), max_size=8).map(b"".join),
+)
+def test_stars_against_the_plain_definition(pattern: bytes, text: bytes) -> None:
+    assert bool(glob_matcher(pattern)(text)) is _slowly(pattern, text)
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20))
+def test_any_bytes_are_a_pattern(pattern: bytes, text: bytes) -> None:
+    glob_matcher(pattern)(text)
 
 
 def test_a_pattern_has_a_longest_length() -> None:

@@ -41,6 +41,7 @@ class Seen:
     """What the checker last saw of one incarnation of a node."""
 
     term: int = 0
+    voted_for: int | None = None
     commit: int = 0
     led_term: int = 0  # the term that it was last seen to lead
     led_last_index: int = 0
@@ -66,11 +67,12 @@ class Checker:
         self.known: dict[tuple[int, int], tuple[Entry, int]] = {}  # (index, term) -> entry, term before it
         self.committed: list[Committed] = []
 
-    # --- tests.simulation.node.Observer ---------------------------------------------------------------------
+    # --- tests.simulation.node.Observer -----------------------------------------------------------------
 
     def started(self, node: Node) -> None:
         """A new incarnation: volatile state begins again."""
-        self.seen[node.node_id] = Seen(term=node.running.state.term)
+        state = node.running.state
+        self.seen[node.node_id] = Seen(term=state.term, voted_for=state.voted_for)
 
     def changed(self, node: Node) -> None:
         """Something happened inside the node's core."""
@@ -79,12 +81,21 @@ class Checker:
             violated(f"term of {node.node_id} went from {seen.term} to {state.term}")
         if not seen.commit <= state.commit_index <= state.log.last_index:
             violated(f"commit of {node.node_id} went from {seen.commit} to {state.commit_index}")
-        seen.term = state.term
+        if state.voted_for != seen.voted_for and seen.voted_for is not None and state.term == seen.term:
+            violated(f"{node.node_id} forgets its vote for {seen.voted_for} within term {state.term}")
+        if state.durable_index > len(node.disk.synced):
+            violated(f"{node.node_id} takes {state.durable_index} for durable: {len(node.disk.synced)} are")
+        seen.term, seen.voted_for = state.term, state.voted_for
         if state.role is Role.LEADER:
             self._check_leader(node, seen)
         if state.commit_index > seen.commit:
             self._check_committed(node, seen.commit + 1, state.commit_index)
             seen.commit = state.commit_index
+
+    def settled(self, node: Node) -> None:
+        """A turn is over: all that the core knows as committed has been applied."""
+        if len(node.applied) != node.running.state.commit_index:
+            violated(f"{node.node_id} applied {len(node.applied)} of {node.running.state.commit_index}")
 
     def sending(self, node: Node, peer: int, message: Message) -> None:
         """A message is about to leave: what it promises must be on disk by now."""
@@ -131,7 +142,7 @@ class Checker:
         if not node.disk.holds(entry.index, entry.term):
             violated(f"{node.node_id} applies {entry.index} before it is on its disk")
 
-    # --- single properties ------------------------------------------------------------------------------------
+    # --- single properties ------------------------------------------------------------------------------
 
     def _check_leader(self, node: Node, seen: Seen) -> None:
         state = node.running.state
@@ -167,6 +178,8 @@ class Checker:
 
     def _check_committed(self, node: Node, first: int, last: int) -> None:
         state = node.running.state
+        if state.role is Role.LEADER and state.log.term(last) != state.term:
+            violated(f"leader {node.node_id} of {state.term} commits {last} of an earlier term by counting")
         for index in range(first, last + 1):
             entry = state.log.entries(index, index + 1, 1)[0]
             if index <= len(self.committed):
@@ -194,7 +207,12 @@ class Checker:
         if match > len(synced):
             violated(f"{node.node_id} acknowledges {match}, has {len(synced)} on disk")
         other = self.nodes[leader].core
-        if match and other is not None and other.state.role is Role.LEADER and other.state.term == message.term:
+        if (
+            match
+            and other is not None
+            and other.state.role is Role.LEADER
+            and other.state.term == message.term
+        ):
             term = synced[match - 1].term
             if not other.state.log.matches(match, term):
                 violated(f"{node.node_id} acknowledges a foreign {match}")

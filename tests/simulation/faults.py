@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raft.core.membership import Configuration
 from raft.core.state import CoreOptions
@@ -43,11 +43,13 @@ class Scenario:
     clock_rates: dict[int, float]
     clock_starts: dict[int, float]
     clients: int
+    client_every_ms: float = 40.0
+    isolate_leader: bool = False  # partitions cut off the leader, and clients go on asking it
 
 
 def draw_scenario(rng: random.Random) -> Scenario:
     """Swarm testing: every kind of fault is off in some schedules, so that none hides another."""
-    voters = tuple(range(1, rng.choice((1, 2, 3, 3, 3, 3, 4, 5, 5)) + 1))
+    voters = tuple(range(1, rng.choice((1, 2, 3, 3, 3, 3, 3, 4, 5, 5)) + 1))
     learners = tuple(range(len(voters) + 1, len(voters) + 1 + rng.choice((0, 0, 0, 1, 2))))
     lease_reads = rng.random() < 0.35
     nodes = voters + learners
@@ -59,7 +61,49 @@ def draw_scenario(rng: random.Random) -> Scenario:
         draw_faults(rng, lease_reads),
         {node: 1 + rng.uniform(-skew, skew) for node in nodes},
         {node: rng.uniform(0, 1e6) for node in nodes},
-        clients=rng.randint(1, 3),
+        clients=rng.randint(1, 2),
+    )
+
+
+def draw_read_race(rng: random.Random) -> Scenario:
+    """Who still leads, and who may answer reads? A leader is cut off while late answers reach it, voters
+    restart quickly, the others elect a successor as early as they may, and clients ask everybody."""
+    scenario = draw_scenario(rng)
+    calm = replace(scenario.faults, drop=0.0, duplicate=0.0, disk_hang=0.0, pause=0.0, clock_jump=0.0)
+    faults = replace(
+        calm,
+        ordered=rng.random() < 0.3,
+        long_delay=rng.uniform(0.05, 0.4),
+        long_delay_ms=rng.choice((100.0, 250.0)),
+        delay_ms=(0.1, 3.0),
+        fsync_ms=(0.1, 0.2),
+        interleave=0.0,
+        fault_every_ms=rng.choice((60.0, 150.0)),
+        crash=rng.choice((0.0, 0.5)),
+        suspect=rng.choice((0.0, 0.5)),
+        partition=1.0,
+        heal=0.5,
+        down_ms=10.0,
+    )
+    options = replace(
+        scenario.options,
+        election_timeout_max_ms=160,
+        max_append_bytes=1 << 20,
+        max_probe_bytes=1 << 16,
+        max_inflight_bytes=1 << 20,
+        max_inflight_messages=128,
+        lease_reads=rng.random() < 0.7,
+    )
+    voters = tuple(range(1, rng.choice((2, 3, 3, 3, 4, 5)) + 1))
+    return replace(
+        scenario,
+        configuration=Configuration(voters),
+        options=options,
+        faults=faults,
+        clock_rates={node: 1 + rng.uniform(-0.045, 0.045) for node in voters},
+        clock_starts={node: rng.uniform(0, 1e6) for node in voters},
+        client_every_ms=15.0,
+        isolate_leader=True,
     )
 
 
@@ -67,8 +111,8 @@ def draw_options(rng: random.Random, lease_reads: bool) -> CoreOptions:
     """Short timeouts, so that a schedule sees many elections; small windows, so that they fill up."""
     return CoreOptions(
         election_timeout_min_ms=150,
-        election_timeout_max_ms=300,
-        heartbeat_interval_ms=rng.choice((30, 50)),
+        election_timeout_max_ms=rng.choice((180, 300)),
+        heartbeat_interval_ms=rng.choice((40, 60)),
         lease_reads=lease_reads,
         max_append_bytes=rng.choice((1, 40, 1 << 20)),
         max_probe_bytes=rng.choice((1, 40, 1 << 16)),
@@ -94,10 +138,10 @@ def draw_faults(rng: random.Random, lease_reads: bool) -> Faults:
         fsync_ms=(0.1, rng.choice((0.2, 5.0, 30.0))),
         disk_hang=sometimes(0.01, 0.3),
         interleave=rng.choice((0.0, 0.05, 0.5)),
-        fault_every_ms=rng.choice((60.0, 150.0, 400.0)),
-        crash=sometimes(rng.uniform(0.2, 1)),
-        partition=sometimes(rng.uniform(0.2, 1)),
-        heal=rng.uniform(0.3, 1),
+        fault_every_ms=rng.choice((60.0, 120.0, 250.0)),
+        crash=sometimes(rng.uniform(0.2, 1), 0.8),
+        partition=sometimes(rng.uniform(0.2, 1), 0.8),
+        heal=rng.uniform(0.05, 0.4),
         pause=sometimes(rng.uniform(0.1, 0.5), 0.4),
         suspect=sometimes(rng.uniform(0.1, 0.5), 0.4),
         clock_jump=0.0 if lease_reads else sometimes(0.3, 0.2),

@@ -90,6 +90,12 @@ class Network:
         elif len(shuffled) > 1:
             self.blocked = self.blocked | {(shuffled[0], shuffled[1])}
 
+    def isolate(self, node: int, nodes: list[int]) -> None:
+        """Cut off one node, or only what it says."""
+        self.blocked = {(node, other) for other in nodes if other != node}
+        if self.rng.random() < 0.5:
+            self.blocked |= {(other, node) for _, other in self.blocked}
+
     def heal(self, nodes: set[int] | None = None) -> None:
         """All links work again; with nodes, only those among them, and the rest of the world is cut off."""
         if nodes is None:

@@ -61,7 +61,7 @@ class Node:
         self.reads_ready: list[tuple[int, int]] = []
         self.reads_failed: list[int] = []
         self.news: list[str] = []
-        self._reads_waiting: list[tuple[int, int]] = []
+        self.reads_waiting: list[tuple[int, int]] = []  # for their read index to be applied
 
     @property
     def running(self) -> RaftCore:
@@ -78,7 +78,7 @@ class Node:
         """Start the process on what the disk holds. The state machine begins empty: there is no snapshot."""
         self.incarnation += 1
         self.applied = []
-        self._reads_waiting.clear()
+        self.reads_waiting.clear()
         self.core = RaftCore(
             self.node_id,
             self.configuration,
@@ -96,7 +96,7 @@ class Node:
         self.core = None
         self.disk.crash(rng, power_cut=power_cut)
 
-    # --- events: the core's, with the observer told after each -------------------------------------------
+    # --- events: the core's, with the observer told after each ------------------------------------------
 
     def receive(self, sender: int, message: Message) -> None:
         self.running.receive(sender, message, self.clock())
@@ -127,7 +127,7 @@ class Node:
         if self.observer is not None:
             self.observer.changed(self)
 
-    # --- effects ------------------------------------------------------------------------------------------
+    # --- effects ----------------------------------------------------------------------------------------
 
     def carry_out(self) -> Iterator[str]:
         """Carry out all effects there are. Yields the name of each step before it is done."""
@@ -172,12 +172,12 @@ class Node:
                 self.applied.append(entry)
         if effects.reads_ready or effects.reads_failed:
             yield "answer reads"
-            self._reads_waiting.extend(effects.reads_ready)
+            self.reads_waiting.extend(effects.reads_ready)
             self.reads_failed.extend(effects.reads_failed)
-        if self._reads_waiting:
+        if self.reads_waiting:
             applied = len(self.applied)
-            self.reads_ready.extend(read for read in self._reads_waiting if read[1] <= applied)
-            self._reads_waiting = [read for read in self._reads_waiting if read[1] > applied]
+            self.reads_ready.extend(read for read in self.reads_waiting if read[1] <= applied)
+            self.reads_waiting = [read for read in self.reads_waiting if read[1] > applied]
 
     def _send(self, peer: int, message: Message) -> None:
         if self.observer is not None:

@@ -15,10 +15,15 @@ from collections.abc import Callable, Iterator
 from raft.core.messages import Message
 from raft.core.state import Role
 from tests.simulation.checker import Checker, violated
-from tests.simulation.faults import Scenario, draw_scenario
+from tests.simulation.faults import Scenario, draw_read_race, draw_scenario
 from tests.simulation.network import Link, Network
 from tests.simulation.node import Node
 from tests.simulation.workload import Workload
+
+
+def is_read_race(seed: int) -> bool:
+    """Every fifth schedule is made for the races in which a stale read could be had."""
+    return seed % 5 == 4
 
 
 class Host:
@@ -50,10 +55,11 @@ class Simulation:
     def __init__(self, seed: int, scenario: Scenario | None = None) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
-        self.scenario = scenario or draw_scenario(self.rng)
+        self.scenario = scenario or (draw_read_race if is_read_race(seed) else draw_scenario)(self.rng)
         self.faults = self.scenario.faults
         self.now = 0.0
         self.steps = 0
+        self.steps_at_once = 0
         self.sequence = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.hosts: dict[int, Host] = {}
@@ -94,7 +100,7 @@ class Simulation:
             random.Random(f"{self.seed}/{node_id}"),
         )
 
-    # --- the agenda -----------------------------------------------------------------------------------------
+    # --- the agenda -------------------------------------------------------------------------------------
 
     def _at(self, when: float, action: Callable[[], None]) -> None:
         self.sequence += 1
@@ -102,8 +108,12 @@ class Simulation:
 
     def step(self) -> None:
         """The next event."""
+        before = self.now
         self.now, _, action = heapq.heappop(self.agenda)
         self.steps += 1
+        self.steps_at_once = self.steps_at_once + 1 if self.now == before else 0
+        if self.steps_at_once > 1000:
+            violated(f"a node is busy without end: time stands still; {self.describe()}")
         action()
 
     def run(self, steps: int) -> None:
@@ -112,7 +122,7 @@ class Simulation:
             self.step()
         self.expect_progress()
 
-    # --- turns ------------------------------------------------------------------------------------------------
+    # --- turns ------------------------------------------------------------------------------------------
 
     def _start(self, host: Host) -> None:
         host.crash_in = None
@@ -140,7 +150,9 @@ class Simulation:
         if self.now < host.paused_until:
             self._wake_at(host, host.paused_until)
         elif self.rng.random() < self.faults.interleave:
-            self._wake_at(host, self.now + self.rng.uniform(0, 5))  # more arrives before it gets the processor
+            self._wake_at(
+                host, self.now + self.rng.uniform(0, 5)
+            )  # more arrives before it gets the processor
         else:
             self._run_turn(host)
 
@@ -195,6 +207,7 @@ class Simulation:
                 self._resume_at(host, self.now + delay)
                 return
         host.turn = None
+        self.checker.settled(host.node)
         self.workload.collect_answers(host.node)
         if host.inbox or host.broken_peers:
             self._wake_at(host, self.now)
@@ -214,16 +227,17 @@ class Simulation:
 
         self._at(when, resume)
 
-    # --- clients ----------------------------------------------------------------------------------------------
+    # --- clients ----------------------------------------------------------------------------------------
 
     def _client(self) -> None:
         rng = self.rng
-        self._at(self.now + rng.expovariate(1 / 40), self._client)
+        self._at(self.now + rng.expovariate(1 / self.scenario.client_every_ms), self._client)
         ready = [host for host in self.hosts.values() if self._can_take_clients(host)]
         if not ready:
             return
         leaders = [host for host in ready if host.node.role is Role.LEADER]
-        host = rng.choice(leaders if leaders and rng.random() < 0.7 else ready)
+        to_leader = rng.random() < (0.3 if self.calm else 0.7)  # when calm, every node must answer soon
+        host = rng.choice(leaders if leaders and to_leader else ready)
         for _ in range(rng.choice((1, 1, 2))):
             if rng.random() < 0.5:
                 self.workload.write(host.node, rng.choice((1, 1, 3)), rng.choice((0, 0, 30)))
@@ -235,7 +249,7 @@ class Simulation:
     def _can_take_clients(self, host: Host) -> bool:
         return host.up and host.turn is None and self.now >= host.paused_until
 
-    # --- faults -----------------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------------
 
     def _fault(self) -> None:
         if self.calm:
@@ -254,7 +268,7 @@ class Simulation:
 
     def _any_host(self) -> Host:
         leaders = [host for host in self.hosts.values() if host.node.role is Role.LEADER]
-        return self.rng.choice(leaders if leaders and self.rng.random() < 0.4 else list(self.hosts.values()))
+        return self.rng.choice(leaders if leaders and self.rng.random() < 0.6 else list(self.hosts.values()))
 
     def _fault_crash(self) -> None:
         victims = list(self.hosts.values()) if self.rng.random() < 0.1 else [self._any_host()]
@@ -279,7 +293,11 @@ class Simulation:
             self._start(host)
 
     def _fault_partition(self) -> None:
-        self.network.partition(list(self.hosts))
+        leaders = [n for n, host in self.hosts.items() if host.node.role is Role.LEADER]
+        if self.scenario.isolate_leader and leaders:
+            self.network.isolate(self.rng.choice(leaders), list(self.hosts))
+        else:
+            self.network.partition(list(self.hosts))
 
     def _fault_pause(self) -> None:
         self._any_host().paused_until = self.now + self.rng.choice((50, 200, 700))
@@ -294,7 +312,7 @@ class Simulation:
     def _fault_clock_jump(self) -> None:
         self._any_host().clock_start += self.rng.uniform(10, 1000)
 
-    # --- after the faults ---------------------------------------------------------------------------------------
+    # --- after the faults -------------------------------------------------------------------------------
 
     def expect_progress(self) -> None:
         """No new faults; a majority is whole again. It must elect, commit, and answer, within bounded time.
@@ -348,12 +366,17 @@ class Simulation:
 
     def _no_old_reads(self, healthy: set[int]) -> bool:
         patience = 3 * self.scenario.options.election_timeout_max_ms
-        reads = self.workload.reads.values()
-        return not any(r.node_id in healthy and r.began_ms < self.now - patience for r in reads)
+        catching_up = {request_id for n in healthy for request_id, _ in self.nodes[n].reads_waiting}
+        return not any(
+            read.node_id in healthy and read.began_ms < self.now - patience and request_id not in catching_up
+            for request_id, read in self.workload.reads.items()
+        )
 
     def describe(self) -> str:
         """The state of every node in one line each, for failure messages."""
-        lines = [f"seed {self.seed}, step {self.steps}, {self.now:.0f} ms, blocked {sorted(self.network.blocked)}"]
+        lines = [
+            f"seed {self.seed}, step {self.steps}, {self.now:.0f} ms, blocked {sorted(self.network.blocked)}"
+        ]
         for node_id, host in self.hosts.items():
             if not host.up:
                 lines.append(f"{node_id}: down")

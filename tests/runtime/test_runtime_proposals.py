@@ -1,0 +1,152 @@
+"""Proposals and Applier: what gathers becomes bounded entries, applied in bounded pieces, then answered."""
+
+from __future__ import annotations
+
+import pytest
+from runtime_support import Bench, encode
+
+from raft.core.entry import Entry, EntryKind
+from raft.core.messages import AppendEntries
+from raft.runtime.applier import COMMANDS_PER_TURN
+from raft.runtime.proposals import MAX_ENTRY_BYTES, MAX_ENTRY_COMMANDS
+from raft.transport.node_messages import Forward
+
+
+def test_all_that_arrives_in_a_turn_is_one_entry_and_one_sync() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.turn()
+    bench.settle()
+    before, bench.events[:] = len(bench.logged()), []
+    waiters = [bench.submit([b"INCR", b"n"], [b"INCR", b"n"]) for _ in range(10)]
+    bench.turn((2, Forward(1, 2, [[b"INCR", b"n"]])))
+    assert len(bench.logged()) == before + 1
+    assert bench.events.count("sync") == 1
+    bench.settle()
+    assert sorted(waiter.answers[1] for waiter in waiters if waiter.answers) == sorted(
+        b":%d\r\n" % (3 + 2 * i) for i in range(10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [
+        pytest.param([b"SET", b"k", b"v" * 1000], 2000, id="values"),
+        pytest.param([b"INCR", b"n"], 3 * MAX_ENTRY_COMMANDS, id="short ones"),
+        pytest.param([b"DEL", *[b""] * 50_000], 40, id="many empty words"),
+        pytest.param([b"DEL", *[b"a"] * 50_000], 40, id="many short words"),
+        pytest.param([b"SET", b"k", b"v" * (MAX_ENTRY_BYTES + 1)], 3, id="each larger than an entry"),
+    ],
+)
+def test_entries_stay_within_their_bound(command: list[bytes], count: int) -> None:
+    """An entry that no frame can carry would end the leader, and the next one that takes the commands."""
+    bench = Bench(max_pending=10**6)
+    bench.lead()
+    waiters = [bench.submit(*[command] * 10) for _ in range(count // 10 + 1)]
+    bench.turn()
+    largest = len(encode(0, [command]))
+    for entry in bench.storage.log.stored:
+        assert len(entry.data) <= MAX_ENTRY_BYTES + largest
+    assert all(len(commands) <= MAX_ENTRY_COMMANDS for commands in bench.logged())
+    for _ in range(3):
+        bench.settle()
+    assert all(waiter.times == 1 for waiter in waiters)
+    assert bench.desk.load.taken == 0
+
+
+def test_a_batch_across_two_entries_is_answered_when_both_are_applied() -> None:
+    bench = Bench()
+    bench.lead()
+    half = b"v" * (MAX_ENTRY_BYTES - 100)
+    waiter = bench.ask([b"SET", b"a", half], [b"SET", b"b", half], [b"GET", b"a"])
+    assert waiter.answers is None
+    bench.settle()
+    assert waiter.answers is not None and len(waiter.answers) == 3
+    assert bench.desk.load.taken == 0
+
+
+def test_a_failed_command_of_the_leader_itself_is_loud(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.lead()
+    bench.desk.proposals.add_system([b"~PROJECTED", b"99999"])
+    bench.turn()
+    bench.settle()
+    assert "a command of the leader itself failed" in caplog.text
+
+
+def test_replies_are_errors_of_the_machine_word_for_word() -> None:
+    bench = Bench()
+    bench.lead()
+    waiter = bench.ask([b"SET", b"a", b"x"], [b"INCR", b"a"])
+    bench.settle()
+    assert waiter.answers == [b"+OK\r\n", b"-ERR value is not an integer or out of range\r\n"]
+
+
+# --- applying -----------------------------------------------------------------------------------------
+
+
+def stored(entries: int, commands: int, *, size: int = 1) -> list[Entry]:
+    return [
+        Entry(
+            i + 1,
+            1,
+            EntryKind.COMMANDS,
+            encode(1000 + i, [[b"SET", b"%d" % j, b"v" * size] for j in range(commands)]),
+        )
+        for i in range(entries)
+    ]
+
+
+@pytest.mark.parametrize(("entries", "commands", "size"), [(60, 1000, 1), (9000, 1, 1), (40, 1, 200_000)])
+def test_a_restarted_node_applies_a_bounded_piece_per_turn(entries: int, commands: int, size: int) -> None:
+    """Counted in commands and bytes, not in entries: an entry may hold thousands of commands."""
+    bench = Bench(log=stored(entries, commands, size=size), term=1)
+    turns = 0
+    beat = AppendEntries(1, 2, entries, 1, (), entries, 1)
+    before = 0
+    while bench.machine.applied_index < entries:
+        bench.turn((2, beat))
+        applied = bench.machine.applied_index - before
+        assert applied
+        assert applied * commands <= 2 * COMMANDS_PER_TURN
+        assert applied == 1 or applied * size <= 1 << 20
+        before += applied
+        turns += 1
+        assert bench.worker._wait_s() == 0.0 or before == entries
+    assert turns > 1
+
+
+def test_a_leader_applies_what_came_before_it_and_then_answers() -> None:
+    bench = Bench(log=stored(30, 1000), term=1)
+    bench.win()
+    waiter = bench.ask([b"GET", b"999"], [b"SET", b"x", b"y"])
+    for _ in range(40):
+        bench.ack()
+    assert waiter.answers == [b"$1\r\nv\r\n", b"+OK\r\n"]
+    assert bench.desk.load.taken == 0
+
+
+def test_what_a_restart_applies_again_is_not_published_again() -> None:
+    first = Bench()
+    first.lead()
+    first.turn()
+    first.settle()
+    old = [news for news in first.published if news[0] == "turns"]
+    again = Bench(log=first.storage.log.stored, term=first.state.term)
+    again.follow(2, term=again.state.term)
+    assert again.machine.applied_index == first.machine.applied_index
+    assert old and again.published == []
+    again.replicate([b"FOLLOWER", b"JOIN", b"f", b"1.0"])
+    assert again.published == [("cluster", "joined f")]
+
+
+def test_followers_and_leader_reach_the_same_state() -> None:
+    leader = Bench()
+    leader.lead()
+    for i in range(5):
+        leader.ask([b"SET", b"k%d" % i, b"v", b"PX", b"100000"], [b"FOLLOWER", b"JOIN", b"f%d" % i, b"1.0"])
+        leader.settle()
+    follower = Bench(log=leader.storage.log.stored, term=leader.state.term)
+    follower.follow(2, term=follower.state.term)
+    assert follower.machine.applied_index == leader.machine.applied_index
+    assert follower.machine.digest() == leader.machine.digest()

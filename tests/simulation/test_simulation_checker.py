@@ -1,0 +1,103 @@
+"""The simulation's own parts: a checker that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from raft.core.effects import AppendLog, HardState, TruncateLog
+from raft.core.messages import AppendEntriesResponse, RequestVoteResponse
+from tests.core.lab import Lab, log_of
+from tests.simulation.checker import Checker, SafetyViolation
+from tests.simulation.disk import Disk
+
+
+def watched() -> tuple[Lab, Checker]:
+    """Three nodes with a checker that saw them start."""
+    lab = Lab()
+    checker = Checker(lab.nodes)
+    for node in lab.nodes.values():
+        checker.started(node)
+    return lab, checker
+
+
+def test_a_power_cut_keeps_any_prefix_of_what_was_not_synced() -> None:
+    left = set()
+    for seed in range(100):
+        disk = Disk(log_of(1, 1))
+        disk.write(TruncateLog(2))
+        disk.write(AppendLog(log_of(1, 2, 2)[1:]))
+        disk.crash(random.Random(seed), power_cut=True)
+        left.add(tuple(entry.term for entry in disk.log))
+    assert left == {(1, 1), (1,), (1, 2), (1, 2, 2)}
+
+
+def test_what_was_synced_survives_a_power_cut() -> None:
+    disk = Disk()
+    disk.write(AppendLog(log_of(1, 1)))
+    disk.sync()
+    disk.write(AppendLog(log_of(1, 1, 1)[2:]))
+    assert disk.holds(2, 1) and not disk.holds(3, 1)
+    disk.crash(random.Random(1), power_cut=True)
+    assert disk.last_index >= 2
+
+
+def test_two_leaders_in_a_term_are_found() -> None:
+    lab, checker = watched()
+    lab.elect(1)
+    checker.changed(lab.nodes[1])
+    checker.leaders[1] = 2
+    with pytest.raises(SafetyViolation, match="two leaders"):
+        checker.changed(lab.nodes[1])
+
+
+def test_a_second_vote_is_found() -> None:
+    lab, checker = watched()
+    lab.nodes[1].disk.hard_state = HardState(1, 2)
+    checker.sending(lab.nodes[1], 2, RequestVoteResponse(1, True))
+    lab.nodes[1].disk.hard_state = HardState(1, 3)
+    with pytest.raises(SafetyViolation, match="voted for 2 and 3"):
+        checker.sending(lab.nodes[1], 3, RequestVoteResponse(1, True))
+
+
+def test_a_vote_before_its_write_is_found() -> None:
+    lab, checker = watched()
+    with pytest.raises(SafetyViolation, match="before it was stored"):
+        checker.sending(lab.nodes[1], 2, RequestVoteResponse(1, True))
+
+
+def test_an_acknowledgement_before_its_fsync_is_found() -> None:
+    lab, checker = watched()
+    lab.nodes[1].disk.hard_state = HardState(1)
+    lab.nodes[1].disk.write(AppendLog(log_of(1)))
+    with pytest.raises(SafetyViolation, match="acknowledges 1, has 0"):
+        checker.sending(lab.nodes[1], 2, AppendEntriesResponse(1, True, 1))
+
+
+def test_a_commit_without_a_durable_quorum_is_found() -> None:
+    lab, checker = watched()
+    lab.elect(1)
+    for node_id in (2, 3):
+        lab.nodes[node_id].disk.synced.clear()
+    with pytest.raises(SafetyViolation, match="durable only on"):
+        checker.changed(lab.nodes[1])
+
+
+def test_two_logs_that_do_not_match_are_found() -> None:
+    lab, checker = watched()
+    checker.writing(lab.nodes[1], AppendLog(log_of(1)))
+    other = log_of(1)[0]
+    with pytest.raises(SafetyViolation, match="log matching"):
+        checker.writing(lab.nodes[2], AppendLog([type(other)(other.index, other.term, other.kind, b"other")]))
+
+
+def test_a_lost_commit_is_found_at_the_end() -> None:
+    lab, checker = watched()
+    lab.elect(1)
+    checker.changed(lab.nodes[1])
+    checker.check_everything_kept()
+    for node_id in (1, 2):
+        lab.nodes[node_id].disk.synced.clear()
+    with pytest.raises(SafetyViolation, match="is left on"):
+        checker.check_everything_kept()

@@ -1,0 +1,55 @@
+"""Schedules with every mix of faults; a failure names its seed, which replays it exactly:
+
+python -m tests.simulation --first SEED --seeds 1 --trace
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from raft.core.state import Role
+from tests.simulation.simulation import Simulation
+
+STEPS = 2000
+BATCH = 10
+BATCHES = 15
+
+
+@pytest.mark.parametrize("first", range(0, BATCH * BATCHES, BATCH))
+def test_safety_under_faults_and_progress_after_them(first: int) -> None:
+    for seed in range(first, first + BATCH):
+        simulation = Simulation(seed)
+        try:
+            simulation.run(STEPS)
+        except Exception as error:
+            error.add_note(f"seed {seed}, step {simulation.steps}")
+            raise
+
+
+def test_one_seed_gives_one_schedule() -> None:
+    stories = []
+    for _ in range(2):
+        simulation = Simulation(42)
+        simulation.run(STEPS)
+        stories.append((simulation.steps, simulation.now, simulation.describe()))
+    assert stories[0] == stories[1]
+
+
+def test_the_schedules_are_worth_running() -> None:
+    """Elections, crashes, commits and reads do happen in them."""
+    terms, restarts, commits, reads, leaders = 0, 0, 0, 0, 0
+    for seed in range(1000, 1012):
+        simulation = Simulation(seed)
+        for _ in range(STEPS):
+            simulation.step()
+        terms += max(simulation.checker.leaders, default=0)
+        leaders += len(set(simulation.checker.leaders.values()))
+        restarts += sum(node.incarnation - 1 for node in simulation.nodes.values())
+        commits += len(simulation.checker.committed)
+        reads += simulation.workload.reads_answered
+        assert all(host.node.role in (None, *Role) for host in simulation.hosts.values())
+    assert terms >= 60, terms
+    assert leaders >= 20, leaders
+    assert restarts >= 60, restarts
+    assert commits >= 500, commits
+    assert reads >= 300, reads

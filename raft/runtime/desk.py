@@ -138,10 +138,10 @@ class Desk:
         if deadline <= self._now:
             self._refuse(batch, NO_LEADER)
         else:
+            if not self._held:  # else whoever comes would put off those who wait already
+                self._retry_at = self._now + RETRY_MS
             self._held.append((deadline, batch))
             self._held_under = (self._state.term, self._state.leader_id)
-            if self._retry_at <= self._now:  # else whoever comes would put off those who wait already
-                self._retry_at = self._now + RETRY_MS
 
     def _refuse(self, batch: Batch, error: Error) -> None:
         batch.fail(error)

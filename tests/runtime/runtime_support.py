@@ -63,6 +63,7 @@ class MemoryLog:
         self.stored = list(entries or [])
         self.events = events
         self.on_append: Callable[[], None] = lambda: None  # may raise, as a disk does
+        self.on_sync: Callable[[], None] = lambda: None
 
     first_index = 1
 
@@ -96,6 +97,7 @@ class MemoryLog:
         self.events.append(f"truncate {from_index}")
 
     def sync(self) -> None:
+        self.on_sync()
         self.events.append("sync")
 
 

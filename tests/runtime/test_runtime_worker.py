@@ -180,9 +180,12 @@ def test_a_full_disk_is_waited_out_and_nothing_is_lost(monkeypatch: pytest.Monke
     bench.win()
     bench.turn()
     FullDisk(bench, monkeypatch, tries=2)
+    since: list[float | None] = []
+    bench.storage.log.on_sync = lambda: since.append(bench.worker.busy_since_ms)
     waiter = bench.ask(SET)
     assert waiter.answer == b"+OK\r\n"
     assert bench.machine.kv.values == {b"a": b"1"}
+    assert since == [bench.clock.now], "what comes after the wait may hang again"
     assert bench.worker.busy_since_ms is None
 
 

@@ -189,9 +189,7 @@ class RaftNode:
             self._election_moved.clear()
             busy_since = self._worker.busy_since_ms
             if busy_since is not None and self._clock.monotonic_ms() - busy_since > HUNG_TURN_MS:
-                raise TimeoutError(
-                    f"the raft worker has hung for {HUNG_TURN_MS / 1000:.0f} s (is the disk ill?)"
-                )
+                raise TimeoutError(f"the disk has not answered for {HUNG_TURN_MS / 1000:.0f} s")
 
     def beat(self) -> None:
         """Heartbeat thread: has the worker send heartbeats when they are due while this node leads.

@@ -40,6 +40,7 @@ def _hot_rows() -> dict[bytes, HotRow]:
         if spec.kind in (Kind.READ, Kind.WRITE) and spec.container is None and name not in CONTAINERS:
             most = spec.arity if spec.arity > 0 else sys.maxsize
             rows[name] = rows[name.lower()] = (abs(spec.arity), most, spec.kind is Kind.WRITE)
+    del rows[b"KEYS"], rows[b"keys"]  # goes alone: see Handler._plan
     del rows[b"ONCE"], rows[b"once"]  # the command inside must be looked up: see `once_error`
     return rows
 

@@ -34,7 +34,7 @@ from raft.clients.requests import FastReader, RequestParser
 from raft.clients.resp import encode_reply
 from raft.clients.shared import Raw, ServerState
 from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
-from raft.machine.commands import CommandSpec, Kind, lookup
+from raft.machine.commands import SLOW_READS, CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
 
 log = logging.getLogger(__name__)
@@ -293,9 +293,9 @@ class Handler:
         if not plan.muted:
             if spec.kind is Kind.TRANSACTION:
                 return self._transact(connection, plan, spec, args)
-            if spec.kind is Kind.CONTROL:
-                if not plan.operations:  # a batch of its own: it goes past the log
-                    plan.ask(args, writes=True)
+            if spec.kind is Kind.CONTROL or (spec.kind is Kind.READ and args[0].upper() in SLOW_READS):
+                if not plan.operations:  # a batch of its own: past the log, or one a turn
+                    plan.ask(args, writes=spec.kind is Kind.CONTROL)
                 return True
             if spec.kind is Kind.READ or spec.kind is Kind.WRITE:
                 error = once_error(args) if spec.name == b"ONCE" else None

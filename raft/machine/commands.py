@@ -60,6 +60,9 @@ class CommandSpec(msgspec.Struct, frozen=True, gc=False):
 
 _L, _S, _R, _W, _T, _X = Kind.LOCAL, Kind.STATUS, Kind.READ, Kind.WRITE, Kind.TRANSACTION, Kind.LATER
 _C = Kind.CONTROL
+
+# First words of reads that go through all keys: the worker answers one a turn (RAFT stands for RAFT DIGEST).
+SLOW_READS = frozenset((b"KEYS", b"RAFT"))
 _NO_KEY, _ONE_KEY, _ALL_KEYS, _KEY_VALUES = (0, 0, 0), (1, 1, 1), (1, -1, 1), (1, -1, 2)
 
 _Row = tuple[str, Kind, int, tuple[int, int, int], str]

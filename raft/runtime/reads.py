@@ -9,9 +9,16 @@ from dataclasses import dataclass
 
 from raft.clients.batch import Batch
 from raft.core.core import RaftCore
+from raft.machine.commands import SLOW_READS
 from raft.machine.machine import Machine
 from raft.replies import Reply
 from raft.runtime.load import Load
+
+
+def is_slow(batch: Batch) -> bool:
+    """Whether the batch is a read that goes through everything there is; handlers send those alone."""
+    args = batch.operations[0][1]
+    return args[0].upper() in SLOW_READS if len(batch.operations) == 1 else False
 
 
 @dataclass(slots=True)
@@ -40,6 +47,7 @@ class Reads:
         self._ids = itertools.count(first_request_id)
         self._retry = retry
         self._lease_ended = lease_ended
+        self.unfinished = False  # confirmed reads were left for the next turn
         self._gathered: list[tuple[float, Batch]] = []
         self._asked: dict[int, Waiting] = {}
         self._confirmed: deque[tuple[int, Waiting]] = deque()  # (read index, who)
@@ -82,13 +90,21 @@ class Reads:
 
     def serve(self, wall_ms: int) -> None:
         """Answer what the machine has reached. wall_ms only shows how long a key has to live."""
+        self.unfinished = False
         for _ in range(len(self._confirmed)):
             read_index, waiting = self._confirmed.popleft()
             if read_index > self._machine.applied_index:
                 self._confirmed.append((read_index, waiting))
                 continue
-            for deadline, batch in waiting.batches:
+            while waiting.batches:
+                deadline, batch = waiting.batches.pop(0)
                 self._answer(deadline, batch, wall_ms)
+                if is_slow(batch) and (waiting.batches or self._confirmed):
+                    # Heartbeats and everybody else come before the next slow one.
+                    if waiting.batches:
+                        self._confirmed.appendleft((read_index, waiting))
+                    self.unfinished = True
+                    return
 
     def _answer(self, deadline: float, batch: Batch, wall_ms: int) -> None:
         read = self._machine.read

@@ -92,7 +92,7 @@ class Worker:
         self.stopping = False
         self.now = core.state.now
         self.at_ms = 0  # what this turn's entries are stamped with
-        self.busy_since_ms: float | None = None  # monotonic: in a turn since; for the watchdog
+        self.busy_since_ms: float | None = None  # monotonic: waits for its disk since; for the watchdog
         self._posted: deque[Posted] = deque()
         self._next_expiry_check_ms = 0.0
         self._seen: tuple[Role, int, int | None] = (Role.FOLLOWER, core.state.term, None)
@@ -128,7 +128,6 @@ class Worker:
         """One turn: events in, effects out, answers."""
         now = self.clock.monotonic_ms()
         at_ms = self._log_clock.stamp(now, self.machine.at_ms)
-        self.busy_since_ms = now
         if now - self.now > self.core.state.options.election_timeout_min_ms:
             self.turns.excuse()
         self.now, self.at_ms = now, at_ms
@@ -152,10 +151,9 @@ class Worker:
             self.desk.expire()
         self.hooks.publish_status()
         self.network.flush()
-        self.busy_since_ms = None
 
     def _wait_s(self) -> float:
-        if self.applier.behind:
+        if self.applier.behind or self.desk.reads.unfinished:
             return 0.0
         now = self.clock.monotonic_ms()
         wait_ms = min(LONGEST_WAIT_S * 1000, self.desk.next_deadline() + 1 - now)
@@ -240,6 +238,8 @@ class Worker:
 
     def _carry_out(self, effects: Effects) -> None:
         """One turn's effects in the order that makes them safe: raft/core/effects.py."""
+        if effects.hard_state is not None or effects.log:
+            self.busy_since_ms = self.clock.monotonic_ms()
         if effects.hard_state is not None:
             self._outlast_full_disk(partial(self.storage.save_hard_state, effects.hard_state))
         for news in effects.news:
@@ -251,6 +251,7 @@ class Worker:
             self.network.flush()
         if effects.log:
             self._write_log(effects)
+        self.busy_since_ms = None
         for peer, message in effects.messages:
             if isinstance(message, RequestVote):
                 self.hooks.send_request_vote_request(peer, message)

@@ -163,3 +163,21 @@ def test_a_lease_that_confirmed_a_read_ends_with_its_leadership(lease_reads: boo
     bench.follow(3, term=bench.state.term + 1)
     assert bench.state.role is Role.FOLLOWER
     assert waiter.answer == (None if lease_reads else b"$1\r\n1\r\n")
+
+
+def test_slow_reads_are_answered_one_a_turn_so_that_heartbeats_come_between() -> None:
+    bench = leader()
+    waiters = [bench.ask([b"KEYS", b"*"]) for _ in range(3)]
+    plain = bench.ask(GET)
+    bench.turn()
+    bench.ack(3)
+    assert [waiter.answer is not None for waiter in waiters] == [True, False, False]
+    assert bench.desk.reads.unfinished
+    bench.turn()
+    assert [waiter.answer is not None for waiter in waiters] == [True, True, False]
+    bench.turn()
+    assert all(waiter.answer for waiter in waiters)
+    bench.turn()
+    assert plain.answer == b"$1\r\n1\r\n"
+    assert not bench.desk.reads.unfinished
+    assert bench.desk.load.taken == 0

@@ -167,8 +167,8 @@ def test_a_lease_that_confirmed_a_read_ends_with_its_leadership(lease_reads: boo
 
 def test_slow_reads_are_answered_one_a_turn_so_that_heartbeats_come_between() -> None:
     bench = leader()
-    waiters = [bench.ask([b"KEYS", b"*"]) for _ in range(3)]
-    plain = bench.ask(GET)
+    waiters = [bench.submit([b"KEYS", b"*"]) for _ in range(3)]
+    plain = bench.submit(GET)
     bench.turn()
     bench.ack(3)
     assert [waiter.answer is not None for waiter in waiters] == [True, False, False]

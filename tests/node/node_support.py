@@ -22,6 +22,8 @@ from raft.core.entry import Entry
 from raft.machine.machine import Machine
 from raft.storage.node_storage import NodeStorage
 
+LIMIT_S = 1.2 + 1.0  # two election timeouts of at most 600 ms, and slack for a busy machine
+REFUSED = {"CLUSTERDOWN", "INDETERMINATE"}
 Words = Sequence[str | int]
 _pack: Any = hiredis.pack_command  # its stub knows only commands of one word
 

@@ -380,8 +380,9 @@ class RaftNode:
         log_ = state.log
         lag = machine.ledger.projection_lag()
         silent = tuple(peer for peer in self._peers if self._pings.silent(peer))
+        quorum = state.role is not Role.LEADER or state.leader_is_alive()
         key = (
-            silent,
+            *(silent, quorum),
             *(state.role, state.term, state.leader_id, state.voted_for, log_.last_index, state.commit_index),
             *(machine.applied_index, lag, self._worker.desk.load.taken),
         )
@@ -397,6 +398,7 @@ class RaftNode:
             term=state.term,
             leader_id=state.leader_id,
             voted_for=state.voted_for,
+            has_quorum=quorum,
             commit_index=state.commit_index,
             applied_index=machine.applied_index,
             last_log_index=log_.last_index,

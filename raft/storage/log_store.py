@@ -403,10 +403,9 @@ class LogStore:
                 segments.close(self._disk, segment)
         self._dirty.clear()
 
-    # --- reading
-
     def _outside(self, lo: int, hi: int) -> IndexError:
-        text = f"entries {lo} to {hi - 1}: the log has {self.first_index} to {self._last_index}"
+        what = f"entry {lo}" if hi == lo + 1 else f"entries {lo} to {hi - 1}"
+        text = f"{what}: the log has {self.first_index} to {self._last_index}"
         return CompactedError(text) if lo <= self._base_index else IndexError(text)
 
     def _read_some(self, lo: int, hi: int, room: int) -> Sequence[Entry]:

@@ -24,6 +24,7 @@ ARGUMENTS: dict[str, list[str | int]] = {
     "FOLLOWER PARDON": ["w", "why"], "SET": ["k", "v"], "GETEX": ["k"], "MSET": ["k", "v"],
     "MSETNX": ["k", "v"], "EXPIRE": ["k", 9], "PEXPIRE": ["k", 9], "SCAN": [0], "KEYS": ["*"],
     "INCRBY": ["n", 1], "DECRBY": ["n", 1], "INCR": ["n"], "DECR": ["n"], "APPEND": ["k", "v"],
+    "ONCE": ["session", 1, "INCR", "n"],
 }  # fmt: skip
 
 

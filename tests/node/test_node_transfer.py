@@ -55,6 +55,7 @@ def test_a_leader_that_is_stopped_hands_over_first(cluster: Cluster) -> None:
         assert cluster.exit_code(leader) == 0
         load.progress()
         cluster.start(leader)
+        cluster.ready(leader)
         load.progress()
     successor = next(n for n in cluster.ids if f"leader {leader} hands over" in cluster.log_of(n))
     first_news = [line for line in cluster.log_of(successor).splitlines() if "asking for" in line]

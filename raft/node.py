@@ -192,10 +192,7 @@ class RaftNode:
                 raise TimeoutError(f"the disk has not answered for {HUNG_TURN_MS / 1000:.0f} s")
 
     def beat(self) -> None:
-        """Heartbeat thread: has the worker send heartbeats when they are due while this node leads.
-
-        Every AppendEntries is a heartbeat too, so under load the due time keeps moving ahead of it.
-        """
+        """Heartbeat thread: has the worker send heartbeats when they are due while this node leads."""
         interval_ms = float(self.settings.raft.heartbeat_interval_ms)
         while not self._stopping.is_set():
             remaining_ms = self._heartbeat_due_ms - self._clock.monotonic_ms()

@@ -30,7 +30,13 @@ def require_tool(name: str) -> str:
     pytest.skip(reason)
 
 
-@pytest.fixture(name="require_tool")
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """@pytest.mark.needs_tool("redis-cli"): require_tool before the test."""
+    for mark in item.iter_markers("needs_tool"):
+        require_tool(mark.args[0])
+
+
+@pytest.fixture(name="require_tool", scope="session")
 def _require_tool() -> Callable[[str], str]:
     """require_tool(name) for tests that cannot import conftest."""
     return require_tool

@@ -40,7 +40,6 @@ class Desk:
         first_request_id: int,
         lease_ended: Callable[[], bool] | None,
     ) -> None:
-        self._core = core
         self._state = core.state
         self._wake = wake
         self.load = Load(max_pending)

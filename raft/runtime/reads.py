@@ -17,8 +17,7 @@ from raft.runtime.load import Load
 
 def is_slow(batch: Batch) -> bool:
     """Whether the batch is a read that goes through everything there is; handlers send those alone."""
-    args = batch.operations[0][1]
-    return args[0].upper() in SLOW_READS if len(batch.operations) == 1 else False
+    return len(batch.operations) == 1 and batch.operations[0][1][0].upper() in SLOW_READS
 
 
 @dataclass(slots=True)

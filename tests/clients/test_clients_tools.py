@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 
@@ -10,10 +9,8 @@ import pytest
 import redis
 from clients_support import DEADLINE_S, Harness, eventually
 
-needs_cli = pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
-needs_benchmark = pytest.mark.skipif(
-    shutil.which("redis-benchmark") is None, reason="redis-benchmark is not installed"
-)
+needs_cli = pytest.mark.needs_tool("redis-cli")
+needs_benchmark = pytest.mark.needs_tool("redis-benchmark")
 
 
 def run(*command: str, stdin: str | None = None) -> str:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from typing import Any
 
 import pytest
 from database_support import Model, NodeSource, Projectors, wait_until
 
-MONGOSH = shutil.which("mongosh")
-
-pytestmark = pytest.mark.skipif(MONGOSH is None, reason="mongosh is not installed")
+pytestmark = pytest.mark.needs_tool("mongosh")
 
 
 def mongosh(port: int, name: str, script: str) -> str:
     ran = subprocess.run(
-        [str(MONGOSH), "--quiet", "--norc", f"mongodb://127.0.0.1:{port}/{name}", "--eval", script],
+        ["mongosh", "--quiet", "--norc", f"mongodb://127.0.0.1:{port}/{name}", "--eval", script],
         capture_output=True,
         text=True,
         timeout=60,

@@ -50,12 +50,24 @@ class RaftCore:
         options: CoreOptions | None = None,
         rng: random.Random,
         now: float,
+        identity: str = "",
+        snapshot_index: int = 0,
+        later_configurations: Sequence[Entry] = (),
     ) -> None:
         """hard_state and reader: what the disk holds. rng: this node's own, seeded differently from others'.
-        now: monotonic ms."""
+        now: monotonic ms. identity: the name of this node's data directory.
+
+        snapshot_index: the last entry that the machine's snapshot covers (0: there is none). configuration:
+        the one in force there. later_configurations: the log's CONFIGURATION entries, oldest first: what was
+        appended counts again after a restart (thesis 4.1)."""
         stored = hard_state or HardState()
         require(reader.term(reader.last_index) <= stored.term, "the log is ahead of the stored term")
-        self.state = CoreState(node_id, configuration, stored, reader, options or CoreOptions(), rng, now)
+        self.state = CoreState(
+            *(node_id, configuration, stored, reader, options or CoreOptions(), rng, now),
+            identity=identity,
+            snapshot_index=snapshot_index,
+            later_configurations=later_configurations,
+        )
 
     # --- events ---------------------------------------------------------------------------------------
 

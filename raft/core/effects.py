@@ -6,7 +6,8 @@
 4. disk_done()     told to the core, which may commit; its further effects come with the next take
 5. messages        votes and acknowledgements: promises that rest on 1 and 3
 6. committed       entries up to here may be applied
-7. reads, answers  last
+7. snapshots       wanted by peers, or arriving: streamed by raft/runtime/install.py
+8. reads, answers  last
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeAlias
 import msgspec
 
 from raft.core.entry import Entry
-from raft.core.messages import Message
+from raft.core.messages import InstallSnapshot, Message
 
 
 class HardState(msgspec.Struct, frozen=True):
@@ -39,7 +40,14 @@ class AppendLog(msgspec.Struct, frozen=True):
     entries: list[Entry]
 
 
-LogOperation: TypeAlias = TruncateLog | AppendLog
+class ResetLog(msgspec.Struct, frozen=True, gc=False):
+    """Empty the log: the snapshot of the entry at index, already durable, stands for it (paper figure 13)."""
+
+    index: int
+    term: int
+
+
+LogOperation: TypeAlias = TruncateLog | AppendLog | ResetLog
 Envelope: TypeAlias = tuple[int, Message]
 
 
@@ -54,5 +62,9 @@ class Effects:
     committed: int | None = None
     reads_ready: list[tuple[int, int]] = field(default_factory=list)  # (request id, read index)
     reads_failed: list[int] = field(default_factory=list)
+    snapshots_wanted: list[int] = field(default_factory=list)  # peers whose next entry is compacted away
+    snapshot_chunks: list[tuple[int, InstallSnapshot]] = field(
+        default_factory=list
+    )  # from this term's leader
     role_changed: bool = False
     news: list[str] = field(default_factory=list)  # one line each for the log: the story of an election

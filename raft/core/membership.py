@@ -1,7 +1,8 @@
 """Who votes, who only listens, and what a quorum is (thesis chapter 4).
 
-The configuration is an immutable value. Issue by issue it may come from the founding members or from the
-log; everything else asks this module, so that no other place counts nodes.
+A configuration is an immutable value. The first comes from the founding members, every later one is a log
+entry of the kind CONFIGURATION and counts from the moment it is appended (thesis 4.1). Everything else asks
+this module, so that no other place counts nodes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,34 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 
-class Configuration(msgspec.Struct, frozen=True):
-    """voters decide elections and commitment; learners only receive the log (thesis 4.2.1)."""
+class ConfigurationFormatError(ValueError):
+    """Bytes that are no configuration."""
+
+
+class Server(msgspec.Struct, frozen=True, array_like=True):
+    """A member's addresses. identity: the random name of its data directory, "" until a leader has heard it:
+    a server that comes with another one has lost its disk, and with it its promises."""
+
+    id: int
+    host: str
+    raft_port: int
+    client_port: int
+    http_port: int
+    identity: str = ""
+
+
+class Configuration(msgspec.Struct, frozen=True, array_like=True):
+    """voters decide elections and commitment; learners only receive the log (thesis 4.2.1).
+
+    servers: the addresses of all of them, ascending ids. cluster_id: the random name that the first leader
+    gave the cluster, "" before. promote: learners that the leader makes voters once they have caught up.
+    """
 
     voters: tuple[int, ...]
     learners: tuple[int, ...] = ()
+    servers: tuple[Server, ...] = ()
+    cluster_id: str = ""
+    promote: tuple[int, ...] = ()
 
     def quorum(self) -> int:
         """The size of a majority of the voters (paper 5.2): 2 of 2, 2 of 3, 3 of 4."""
@@ -32,3 +56,39 @@ class Configuration(msgspec.Struct, frozen=True):
     def quorum_value(self, value_of: Callable[[int], int]) -> int:
         """The largest value that a majority of the voters has reached (paper 5.3, 5.4: the commit rule)."""
         return sorted((value_of(voter) for voter in self.voters), reverse=True)[self.quorum() - 1]
+
+    def has(self, node_id: int) -> bool:
+        """Whether the node is a member, voter or learner."""
+        return node_id in self.voters or node_id in self.learners
+
+    def server(self, node_id: int) -> Server | None:
+        """The member's addresses, None if it is none or they are not known."""
+        return next((server for server in self.servers if server.id == node_id), None)
+
+    def identity_of(self, node_id: int) -> str:
+        """The name of the member's data directory, "" if it is not known."""
+        server = self.server(node_id)
+        return "" if server is None else server.identity
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(Configuration)
+
+
+def encode_configuration(configuration: Configuration) -> bytes:
+    """The data of a CONFIGURATION entry, and what a snapshot's header carries."""
+    return _encode(configuration)
+
+
+def decode_configuration(data: bytes) -> Configuration:
+    """Inverse of encode_configuration. Raises ConfigurationFormatError for what no leader would propose."""
+    try:
+        configuration = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigurationFormatError(f"not a configuration: {error}") from error
+    everyone = (*configuration.voters, *configuration.learners)
+    if not configuration.voters or len(set(everyone)) != len(everyone) or min(everyone) < 1:
+        raise ConfigurationFormatError(
+            f"not a configuration: voters {configuration.voters}, {configuration.learners}"
+        )
+    return configuration

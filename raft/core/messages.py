@@ -87,6 +87,31 @@ class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag="tn", gc=Fals
     term: int
 
 
+class InstallSnapshot(msgspec.Struct, frozen=True, array_like=True, tag="is"):
+    """A piece of a snapshot for a peer whose next entry is compacted away (paper section 7, figure 13).
+
+    The snapshot covers all up to last_index; data are its file's bytes from offset on, of total bytes. The
+    file's header carries the configuration.
+    """
+
+    term: int
+    leader_id: int
+    last_index: int
+    last_term: int
+    offset: int
+    total: int
+    data: bytes
+
+
+class InstallSnapshotResponse(msgspec.Struct, frozen=True, array_like=True, tag="isr", gc=False):
+    """How far the snapshot of last_index has arrived: wanted is the offset of the next byte. Once all of it
+    is installed the follower says so with an AppendEntriesResponse."""
+
+    term: int
+    last_index: int
+    wanted: int
+
+
 Message: TypeAlias = (
     RequestVote
     | RequestVoteResponse
@@ -95,4 +120,6 @@ Message: TypeAlias = (
     | ReadIndexRequest
     | ReadIndexResponse
     | TimeoutNow
+    | InstallSnapshot
+    | InstallSnapshotResponse
 )

@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from raft.core.effects import Effects, HardState
+from raft.core.entry import Entry
 from raft.core.invariants import require
 from raft.core.log import LogReader, RaftLog
-from raft.core.membership import Configuration
+from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import ReadIndexResponse
 
 
@@ -114,9 +116,19 @@ class CoreState:
         options: CoreOptions,
         rng: random.Random,
         now: float,
+        *,
+        identity: str = "",
+        snapshot_index: int = 0,
+        later_configurations: Sequence[Entry] = (),
     ) -> None:
         self.node_id = node_id
-        self.configuration = configuration
+        self.identity = identity
+        # Configurations with the index of their entry, oldest first: the last committed one, then at most one
+        # that is not committed yet. The newest counts (thesis 4.1); a truncation brings back the one before.
+        self.configurations: list[tuple[int, Configuration]] = [(snapshot_index, configuration)]
+        for entry in later_configurations:
+            if entry.index > snapshot_index:
+                self.configurations.append((entry.index, decode_configuration(entry.data)))
         self.options = options
         self.rng = rng  # seeded differently on every node: equal seeds mean repeated split votes
         # Persistent state: mirrored in effects.hard_state and effects.log whenever it changes.
@@ -126,7 +138,7 @@ class CoreState:
         # Volatile state on all servers.
         self.role = Role.FOLLOWER
         self.leader_id: int | None = None
-        self.commit_index = self.log.first_index - 1
+        self.commit_index = max(self.log.first_index - 1, snapshot_index)
         self.durable_index = self.log.last_index
         self.now = now
         self.last_leader_contact_ms = float("-inf")
@@ -154,6 +166,18 @@ class CoreState:
         self.follower_reads: dict[int, float] = {}  # asked of the leader, and when; oldest first
         self.effects = Effects()
         self.reset_election_timeout()
+
+    # --- configuration --------------------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        """The one in force: the newest in the log, committed or not (thesis 4.1)."""
+        return self.configurations[-1][1]
+
+    @property
+    def configuration_index(self) -> int:
+        """The index of its entry; the snapshot's, or 0, if it does not come from the log."""
+        return self.configurations[-1][0]
 
     # --- time -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@
     core.disk_done(index, term, now)     the log up to there is on disk
     core.suspect(peer, now)              the peer's process seems dead
     core.disconnected(peer, now)         messages to the peer may have been lost
+    core.change_configuration(c, now)    a member comes or goes
+    core.snapshot_installed(i, t, c, now)    a received snapshot is durable and loaded
     core.take_effects()                  what the node must do now, see raft/core/effects.py
 
 `now` is monotonic milliseconds and never goes back. One thread owns a core. Any exception but
@@ -18,7 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from raft.core import election, reads, replication, transfer
+from raft.core import election, reads, reconfiguration, replication, snapshots, transfer
 from raft.core.effects import Effects, HardState
 from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import require
@@ -27,6 +29,8 @@ from raft.core.membership import Configuration
 from raft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Message,
     ReadIndexRequest,
     ReadIndexResponse,
@@ -102,17 +106,20 @@ class RaftCore:
             election.handle_request_vote_response(state, sender, message)
         elif isinstance(message, TimeoutNow):
             transfer.handle_timeout_now(state, sender, message)
+        elif isinstance(message, InstallSnapshot):
+            snapshots.handle_install_snapshot(state, sender, message)
+        elif isinstance(message, InstallSnapshotResponse):
+            snapshots.handle_install_snapshot_response(state, sender, message)
 
-    def propose(
-        self, payloads: Sequence[bytes], now: float, kind: EntryKind = EntryKind.COMMANDS
-    ) -> int | None:
-        """Append one entry per payload. Returns the first entry's index, or None if this is no leader, or one
-        that is handing over (or if there is no payload)."""
+    def propose(self, payloads: Sequence[bytes], now: float) -> int | None:
+        """Append one entry of commands per payload. Returns the first entry's index, or None if this is no
+        leader, or one that is handing over (or if there is no payload)."""
         state = self._at(now)
         if state.role is not Role.LEADER or state.transfer_target is not None or not payloads:
             return None
         first = state.log.last_index + 1
-        state.log.append([Entry(first + i, state.term, kind, data) for i, data in enumerate(payloads)])
+        kind = EntryKind.COMMANDS
+        state.append([Entry(first + i, state.term, kind, data) for i, data in enumerate(payloads)])
         return first
 
     def read(self, request_id: int, now: float) -> None:
@@ -147,6 +154,16 @@ class RaftCore:
         succeeds shows in the role."""
         return transfer.begin_transfer(self._at(now), target)
 
+    def change_configuration(self, configuration: Configuration, now: float) -> int | str:
+        """A leader's cluster gets or loses a member. Returns the entry's index (done once it is committed),
+        or why not."""
+        return reconfiguration.change_configuration(self._at(now), configuration)
+
+    def snapshot_installed(self, index: int, term: int, configuration: Configuration, now: float) -> bool:
+        """A snapshot from snapshot_chunks is durable, and loaded. Returns whether it counts: then the machine
+        must become what was loaded before anything else is applied."""
+        return snapshots.snapshot_installed(self._at(now), index, term, configuration)
+
     # --- effects --------------------------------------------------------------------------------------
 
     def take_effects(self) -> Effects:
@@ -157,6 +174,7 @@ class RaftCore:
                 replication.broadcast_append_entries(state, heartbeat=bool(state.reads))
             reads.advance_reads(state)
             transfer.advance_transfer(state)
+            reconfiguration.advance_configuration(state)
         effects, state.effects = state.effects, Effects()
         effects.log = state.log.take_operations()
         return effects

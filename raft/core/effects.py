@@ -67,4 +67,5 @@ class Effects:
         default_factory=list
     )  # from this term's leader
     role_changed: bool = False
+    configuration_changed: bool = False  # one was appended, taken back, committed or installed
     news: list[str] = field(default_factory=list)  # one line each for the log: the story of an election

@@ -9,8 +9,10 @@ from raft.core.state import CoreState, Role
 
 
 def on_election_timeout(core: CoreState) -> None:
-    """The election timeout passed without word from a leader (paper 5.2). Learners never campaign."""
+    """The election timeout passed without word from a leader (paper 5.2). Who has no vote never campaigns."""
     if core.node_id not in core.configuration.voters:
+        if core.leader_id is not None:
+            core.become_follower(core.term, None, f"leader {core.leader_id} is silent in term {core.term}")
         core.reset_election_timeout()
         return
     start_pre_vote(core)
@@ -63,6 +65,7 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     granted = (
         request.term == core.term
         and core.voted_for in (None, sender)
+        and keeps_its_promises(core, request)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)
     )
     if granted:
@@ -80,10 +83,21 @@ def keeps_its_leader(core: CoreState, candidate: int) -> bool:
     return candidate != core.leader_id and core.leader_is_alive()
 
 
+def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
+    """Whether this server may vote, as far as it can know: one that has lost its disk would break the
+    promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
+
+    It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
+    recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
+    """
+    return core.configuration.identity_of(core.node_id) == core.identity or request.last_log_index == 0
+
+
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:
     """Would this node vote so? Nothing changes by being asked (thesis 9.6)."""
     granted = (
         request.term > core.term
+        and keeps_its_promises(core, request)
         and not core.owes_silence()
         and not keeps_its_leader(core, sender)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)
@@ -113,7 +127,7 @@ def handle_request_vote_response(core: CoreState, sender: int, response: Request
 def win_election(core: CoreState) -> None:
     """Take office: a no-op commits what earlier terms left (paper 5.4.2, section 8)."""
     core.become_leader()
-    core.log.append([Entry(core.log.last_index + 1, core.term, EntryKind.NOOP, b"")])
+    core.append([Entry(core.log.last_index + 1, core.term, EntryKind.NOOP, b"")])
     maybe_commit(core)
 
 

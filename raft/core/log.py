@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-from raft.core.effects import AppendLog, LogOperation, TruncateLog
+from raft.core.effects import AppendLog, LogOperation, ResetLog, TruncateLog
 from raft.core.entry import Entry
 from raft.core.invariants import require
 
@@ -44,6 +44,7 @@ class RaftLog:
         self.tail: list[Entry] = []  # entries that the reader may not have yet
         self.tail_first = reader.last_index + 1
         self.operations: list[LogOperation] = []
+        self.floor = 1  # a reset that the reader has not seen yet begins the log here
         self.run_firsts: list[int] = []
         self.run_terms: list[int] = []
         self._find_runs()
@@ -60,7 +61,7 @@ class RaftLog:
     @property
     def first_index(self) -> int:
         """The first entry still in the log; 1 unless a snapshot replaced a prefix."""
-        return self.reader.first_index
+        return max(self.reader.first_index, self.floor)
 
     def term(self, index: int) -> int:
         """The term of the entry at index; 0 for index 0. Raises IndexError outside the log."""
@@ -124,6 +125,15 @@ class RaftLog:
         keep = bisect_left(self.run_firsts, from_index)
         del self.run_firsts[keep:], self.run_terms[keep:]
         self.operations.append(TruncateLog(from_index))
+
+    def reset(self, index: int, term: int) -> None:
+        """Empty the log: a snapshot, whose last entry is this one, stands for it (paper figure 13, step 7).
+        Records the operation."""
+        self.tail.clear()
+        self.tail_first = self.floor = index + 1
+        self.last_index, self.last_term = index, term
+        self.run_firsts, self.run_terms = [index], [term]
+        self.operations.append(ResetLog(index, term))
 
     def take_operations(self) -> list[LogOperation]:
         """The operations since the last call, in order; they now belong to the caller."""

@@ -7,9 +7,10 @@ this module, so that no other place counts nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
+from msgspec import structs
 
 
 class ConfigurationFormatError(ValueError):
@@ -69,6 +70,56 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
         """The name of the member's data directory, "" if it is not known."""
         server = self.server(node_id)
         return "" if server is None else server.identity
+
+    # --- the changes, one at a time (thesis 4.1); each returns the configuration after it ---------
+
+    def with_learner(self, server: Server, *, promote: bool = False) -> Configuration:
+        """server joins without a vote, to catch up first (thesis 4.2.1). promote: the leader makes it a voter
+        once it has."""
+        return structs.replace(
+            self,
+            learners=tuple(sorted((*self.learners, server.id))),
+            servers=_sorted((*self.servers, server)),
+            promote=(*self.promote, server.id) if promote else self.promote,
+        )
+
+    def with_voter(self, node_id: int) -> Configuration:
+        """The learner becomes a voter."""
+        return structs.replace(
+            self,
+            voters=tuple(sorted((*self.voters, node_id))),
+            learners=_less(self.learners, node_id),
+            promote=_less(self.promote, node_id),
+        )
+
+    def without(self, node_id: int) -> Configuration:
+        """The member leaves."""
+        return structs.replace(
+            self,
+            voters=_less(self.voters, node_id),
+            learners=_less(self.learners, node_id),
+            servers=tuple(server for server in self.servers if server.id != node_id),
+            promote=_less(self.promote, node_id),
+        )
+
+    def with_identities(self, heard: Mapping[int, str], cluster_id: str) -> Configuration:
+        """What was heard of members whose identity is not recorded yet; a cluster_id once known stays."""
+        return structs.replace(
+            self,
+            servers=tuple(
+                structs.replace(server, identity=server.identity or heard.get(server.id, ""))
+                for server in self.servers
+            ),
+            cluster_id=self.cluster_id or cluster_id,
+        )
+
+
+def _less(ids: tuple[int, ...], node_id: int) -> tuple[int, ...]:
+    return tuple(each for each in ids if each != node_id)
+
+
+def _sorted(servers: tuple[Server, ...]) -> tuple[Server, ...]:
+    return tuple(sorted(servers, key=lambda server: server.id))
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from raft.core.entry import Entry
+from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import ProtocolViolation, require
+from raft.core.membership import ConfigurationFormatError, decode_configuration
 from raft.core.messages import AppendEntries, AppendEntriesResponse
 from raft.core.state import CoreState, Progress, Role
 
@@ -36,25 +37,31 @@ def send_append_entries(
     """
     progress = core.progress[peer]
     shared = {} if shared is None else shared
+    if progress.next_index < core.log.first_index:
+        # What comes next is compacted away: the node streams a snapshot. Word of this leader goes on.
+        core.effects.snapshots_wanted.append(peer)
+        if heartbeat:
+            _send(core, peer, core.log.first_index - 1, ())
+        return
     if progress.probing:
         if not progress.probe_sent or heartbeat:
             # Entries go with the first probe only: a repetition to a dead peer must stay cheap.
             size = core.options.max_probe_bytes
             entries = () if progress.probe_sent else _read(core, progress.next_index, size, {})
             progress.probe_sent = True
-            _send(core, peer, progress, entries)
+            _send(core, peer, progress.next_index - 1, entries)
         return
     sent = False
     while progress.next_index <= core.log.last_index and progress.has_room(core.options):
         entries = _read(core, progress.next_index, core.options.max_append_bytes, shared)
-        _send(core, peer, progress, entries)
+        _send(core, peer, progress.next_index - 1, entries)
         size = sum(len(entry.data) for entry in entries)
         progress.next_index = entries[-1].index + 1
         progress.inflight.append((entries[-1].index, size))
         progress.inflight_bytes += size
         sent = True
     if heartbeat and not sent:
-        _send(core, peer, progress, ())
+        _send(core, peer, progress.next_index - 1, ())
 
 
 def _read(
@@ -67,8 +74,7 @@ def _read(
     return entries
 
 
-def _send(core: CoreState, peer: int, progress: Progress, entries: tuple[Entry, ...]) -> None:
-    prev = progress.next_index - 1
+def _send(core: CoreState, peer: int, prev: int, entries: tuple[Entry, ...]) -> None:
     message = AppendEntries(
         core.term, core.node_id, prev, core.log.term(prev), entries, core.commit_index, core.round
     )
@@ -102,8 +108,18 @@ def _on_match(core: CoreState, peer: int, progress: Progress, match_index: int) 
         progress.probing = False
         progress.next_index = progress.match_index + 1
     progress.next_index = max(progress.next_index, progress.match_index + 1)
+    if match_index >= progress.catch_up_to and peer in core.configuration.learners:
+        _end_catch_up_round(core, progress)
     if progress.next_index <= core.log.last_index:
         send_append_entries(core, peer)
+
+
+def _end_catch_up_round(core: CoreState, progress: Progress) -> None:
+    """A learner has what the log had when the round began: is it fast enough to vote (thesis 4.2.1)?"""
+    took_ms = core.now - progress.catch_up_began_ms
+    # The very first round is none: it has no beginning.
+    progress.caught_up = progress.catch_up_to > 0 and took_ms < core.options.election_timeout_min_ms
+    progress.catch_up_to, progress.catch_up_began_ms = core.log.last_index, core.now
 
 
 def _on_conflict(core: CoreState, peer: int, progress: Progress, response: AppendEntriesResponse) -> None:
@@ -118,7 +134,12 @@ def _on_conflict(core: CoreState, peer: int, progress: Progress, response: Appen
         last = core.log.last_index_of_term(response.conflict_term)
         if last is not None:
             retry = last + 1
-    progress.become_probing(max(progress.match_index + 1, min(retry, refused)))
+    retry = max(progress.match_index + 1, min(retry, refused))
+    if retry < core.log.first_index <= refused:
+        retry = (
+            core.log.first_index
+        )  # the oldest that can be sent: only if that fails is it a snapshot's turn
+    progress.become_probing(retry)
     send_append_entries(core, peer)
 
 
@@ -130,8 +151,7 @@ def maybe_commit(core: CoreState) -> None:
         lambda voter: core.durable_index if voter == core.node_id else core.progress[voter].match_index
     )
     if index > core.commit_index and core.log.term(index) == core.term:
-        core.commit_index = index
-        core.effects.committed = index
+        core.commit(index)
 
 
 def on_message_lost(core: CoreState, peer: int) -> None:
@@ -159,26 +179,37 @@ def handle_append_entries(core: CoreState, sender: int, request: AppendEntries) 
         core.effects.messages.append((sender, refusal))
         return
     check_contiguous(request)
-    require(
-        core.role is not Role.LEADER or request.term > core.term,
-        f"two leaders in term {request.term}: {core.node_id} and {sender}",
-    )
-    if request.term > core.term or core.role is not Role.FOLLOWER or core.leader_id != sender:
-        core.become_follower(request.term, sender, f"following leader {sender} in term {request.term}")
-    core.last_leader_contact_ms = core.now
-    core.leader_suspected = False
-    core.reset_election_timeout()
+    hear_leader(core, sender, request.term)
     core.effects.messages.append((sender, append_to_log(core, request)))
 
 
+def hear_leader(core: CoreState, sender: int, term: int) -> None:
+    """The leader of the current, or of a newer, term has spoken (paper 5.2)."""
+    require(
+        core.role is not Role.LEADER or term > core.term,
+        f"two leaders in term {term}: {core.node_id} and {sender}",
+    )
+    if term > core.term or core.role is not Role.FOLLOWER or core.leader_id != sender:
+        core.become_follower(term, sender, f"following leader {sender} in term {term}")
+    core.last_leader_contact_ms = core.now
+    core.leader_suspected = False
+    core.reset_election_timeout()
+
+
 def check_contiguous(request: AppendEntries) -> None:
-    """Raise ProtocolViolation unless the entries follow prev_log_index one by one with sane terms."""
+    """Raise ProtocolViolation unless the entries follow prev_log_index one by one with sane terms and sane
+    configurations."""
     index, term = request.prev_log_index, request.prev_log_term
     for entry in request.entries:
         index += 1
         if entry.index != index or not term <= entry.term <= request.term:
             raise ProtocolViolation(f"entry {entry.index} of term {entry.term} where {index} should be")
         term = entry.term
+        if entry.kind == EntryKind.CONFIGURATION:
+            try:
+                decode_configuration(entry.data)
+            except ConfigurationFormatError as error:
+                raise ProtocolViolation(f"entry {entry.index}: {error}") from error
 
 
 def append_to_log(core: CoreState, request: AppendEntries) -> AppendEntriesResponse:
@@ -192,15 +223,12 @@ def append_to_log(core: CoreState, request: AppendEntries) -> AppendEntriesRespo
         if entry.index < log.first_index or log.matches(entry.index, entry.term):
             continue  # already here: never truncated, never written twice (paper 5.3)
         if entry.index <= log.last_index:
-            require(entry.index > core.commit_index, f"committed entry {entry.index} would be truncated")
-            log.truncate(entry.index)
-            core.durable_index = min(core.durable_index, log.last_index)
-        log.append(entries[position:])
+            core.truncate(entry.index)
+        core.append(entries[position:])
         break
     commit = min(request.leader_commit, last_new)
     if commit > core.commit_index:
-        core.commit_index = commit
-        core.effects.committed = commit
+        core.commit(commit)
     match = max(last_new, core.commit_index)
     return AppendEntriesResponse(core.term, True, match, request.round)
 

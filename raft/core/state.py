@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from raft.core.effects import Effects, HardState
-from raft.core.entry import Entry
+from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import require
 from raft.core.log import LogReader, RaftLog
 from raft.core.membership import Configuration, decode_configuration
@@ -72,6 +72,10 @@ class Progress:
     inflight_bytes: int = 0
     acked_round: int = 0
     last_contact_ms: float = 0.0
+    # Learners: a round is over when what the log had at its beginning has arrived (thesis 4.2.1).
+    catch_up_to: int = 0
+    catch_up_began_ms: float = 0.0
+    caught_up: bool = False  # the last round took less than an election timeout
 
     def become_probing(self, next_index: int) -> None:
         """Forget what is in flight and find the peer's log again from next_index."""
@@ -159,6 +163,7 @@ class CoreState:
         self.broadcast_index = 0
         self.reads: deque[PendingRead] = deque()  # wait for a round
         self.early_reads: list[PendingRead] = []  # wait for this term's first commit
+        self.departing = False  # somebody, perhaps this leader, is not in the newest configuration any more
         self.transfer_target: int | None = None  # leadership is on its way there: no proposals meanwhile
         self.transfer_deadline_ms = 0.0
         self.transfer_sent = False  # TimeoutNow is out
@@ -178,6 +183,64 @@ class CoreState:
     def configuration_index(self) -> int:
         """The index of its entry; the snapshot's, or 0, if it does not come from the log."""
         return self.configurations[-1][0]
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Append to the log. A configuration among the entries is in force from here on (thesis 4.1)."""
+        self.log.append(entries)
+        for entry in entries:
+            if entry.kind == EntryKind.CONFIGURATION:
+                configuration = decode_configuration(entry.data)
+                self.configurations.append((entry.index, configuration))
+                self._configuration_changed()
+
+    def truncate(self, from_index: int) -> None:
+        """Remove the log from from_index on; a configuration in there never was (thesis 4.1)."""
+        require(from_index > self.commit_index, f"committed entry {from_index} would be truncated")
+        self.log.truncate(from_index)
+        self.durable_index = min(self.durable_index, self.log.last_index)
+        if self.configuration_index >= from_index:
+            self.configurations = [each for each in self.configurations if each[0] < from_index]
+            self._configuration_changed()
+
+    def install(self, index: int, term: int, configuration: Configuration) -> None:
+        """A snapshot of all up to index stands for that part of the log; what follows stays if the log has
+        that very entry (paper figure 13, steps 6 to 8)."""
+        if self.log.matches(index, term):
+            later = [each for each in self.configurations if each[0] > index]
+        else:
+            self.log.reset(index, term)
+            self.durable_index, later = index, []
+        self.durable_index = max(self.durable_index, index)
+        self.configurations = [(index, configuration), *later]
+        self.commit_index = index
+        self._configuration_changed()
+
+    def commit(self, index: int) -> None:
+        """Entries up to index are committed. The configurations before the last of them are history."""
+        require(index > self.commit_index, f"commit index {index} after {self.commit_index}")
+        self.commit_index = index
+        self.effects.committed = index
+        while len(self.configurations) > 1 and self.configurations[1][0] <= index:
+            del self.configurations[0]
+            self.effects.configuration_changed = True
+
+    def _configuration_changed(self) -> None:
+        index, configuration = self.configurations[-1]
+        self.effects.configuration_changed = True
+        learners = f", learners {list(configuration.learners)}" if configuration.learners else ""
+        self.effects.news.append(
+            f"configuration of entry {index}: voters {list(configuration.voters)}{learners}"
+        )
+        if self.role is Role.LEADER:
+            self._follow_progress()
+
+    def _follow_progress(self) -> None:
+        """Leader: know everyone who gets the log. Who leaves still gets it until that is committed."""
+        for peer in self.configuration.peers(self.node_id):
+            if peer not in self.progress:
+                self.progress[peer] = Progress(self.log.last_index + 1, last_contact_ms=self.now)
+        stay = self.configuration.has
+        self.departing = not stay(self.node_id) or not all(stay(peer) for peer in self.progress)
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -273,8 +336,10 @@ class CoreState:
         self.leader_suspected = False
         self.progress = {
             peer: Progress(next_index=self.log.last_index + 1, last_contact_ms=self.now)
-            for peer in self.configuration.peers(self.node_id)
+            for _, configuration in self.configurations
+            for peer in configuration.peers(self.node_id)
         }
+        self._follow_progress()
         self.round = self.quorum_round = 0
         self.rounds_sent.clear()
         self.lease_from_ms = float("-inf")

@@ -184,6 +184,11 @@ class CoreState:
         """The index of its entry; the snapshot's, or 0, if it does not come from the log."""
         return self.configurations[-1][0]
 
+    @property
+    def committed_configuration(self) -> Configuration:
+        """The newest that nothing can take back any more."""
+        return self.configurations[0][1]
+
     def append(self, entries: Sequence[Entry]) -> None:
         """Append to the log. A configuration among the entries is in force from here on (thesis 4.1)."""
         self.log.append(entries)

@@ -19,6 +19,7 @@ from raft.runtime.control import Control, is_control
 from raft.runtime.errors import NO_LEADER, NOT_LEADER, STOPPING, UNKNOWN
 from raft.runtime.forwarding import Forwarding
 from raft.runtime.load import Load
+from raft.runtime.membership import Membership
 from raft.runtime.proposals import Proposals
 from raft.runtime.reads import Reads
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
@@ -39,13 +40,17 @@ class Desk:
         max_pending: int,
         first_request_id: int,
         lease_ended: Callable[[], bool] | None,
+        heard_identities: Callable[[], dict[int, str]] = dict,
+        new_cluster_id: str = "",
     ) -> None:
+        """heard_identities, new_cluster_id: see raft/runtime/membership.py."""
         self._state = core.state
         self._wake = wake
         self.load = Load(max_pending)
         self.proposals = Proposals(core, self.load)
         self.reads = Reads(core, machine, self.load, first_request_id, self._hold, lease_ended)
-        self.control = Control(core, self.load)
+        membership = Membership(core, self.load, heard_identities, new_cluster_id)
+        self.control = Control(core, self.load, membership)
         self.forwarding = Forwarding(send, self._hold, self.load, first_request_id)
         self._inbox: deque[Batch] = deque()
         self._held: list[tuple[float, Batch]] = []
@@ -92,6 +97,7 @@ class Desk:
         """Turn what was routed into one entry and one read index."""
         self.proposals.flush(self._now, self._at_ms)
         self.reads.flush(self._now)
+        self.control.advance(self._now)
 
     def _route(self, batch: Batch, deadline: float) -> None:
         state = self._state
@@ -158,7 +164,6 @@ class Desk:
 
     def expire(self) -> None:
         """Answer what has waited long enough. Cheap when nothing waits."""
-        self.control.advance()
         self.reads.expire(self._now)
         self.forwarding.expire(self._now)
         late = [batch for deadline, batch in self._held if deadline <= self._now]

@@ -12,7 +12,7 @@ from raft.machine.batch import BatchFormatError
 from raft.machine.commands import CommandSpec, Kind, lookup
 from raft.machine.transactions import decode_transaction, may_stand_inside
 from raft.replies import OK, Error
-from raft.runtime.control import is_control, is_control_command
+from raft.runtime.control import is_control_command, is_transfer
 from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN, UNKNOWN_COMMAND
 from raft.runtime.load import Load
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
@@ -132,8 +132,8 @@ class Forwarding:
     def _give_up(self, request_ids: list[int]) -> None:
         for request_id in request_ids:
             batch = self._outstanding.pop(request_id)[3]
-            if is_control(batch):
-                batch.answer(batch.operations[0][0], OK)  # RAFT TRANSFER: another leader is what it wanted
+            if is_transfer(batch):
+                batch.answer(batch.operations[0][0], OK)  # another leader is what it wanted
             else:
                 batch.fail(UNKNOWN)
             self._load.give_back(len(batch.operations))

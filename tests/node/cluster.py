@@ -82,6 +82,8 @@ class Cluster:
             settings.setdefault(section, {}).update(values)
         self.config = directory / "config.yaml"
         self.config.write_text(yaml.safe_dump(settings))
+        self.configs: dict[int, Path] = {}  # of nodes that were added later; the founders' never changes
+        self.addresses: dict[int, dict[str, Any]] = {node["id"]: node for node in nodes}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self._clients: dict[int, Any] = {}
 
@@ -93,11 +95,34 @@ class Cluster:
         """Start these nodes (default: all). before: words in front of the command, such as strace and its
         options; program: what Python runs instead of super_node.py."""
         for n in ids or self.ids:
-            command = [*before, sys.executable, *program, "--id", str(n), "--config", str(self.config)]
+            config = self.configs.get(n, self.config)
+            command = [*before, sys.executable, *program, "--id", str(n), "--config", str(config)]
             with (self.directory / f"node-{n}.log").open("ab") as out:
                 self.processes[n] = subprocess.Popen(
                     command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True
                 )
+
+    def prepare(self, node: int) -> list[Any]:
+        """A new machine: ports, and a config.yaml that lists it beside the founders. Returns the words of its
+        RAFT ADD, without AUTO. It is not started yet."""
+        a, b, c = free_ports(3)
+        address = {"id": node, "host": "127.0.0.1", "raft_port": a, "client_port": b, "http_port": c}
+        settings = yaml.safe_load(self.config.read_text())
+        founders = [each for each in settings["cluster"]["nodes"] if each["id"] != node]
+        settings["cluster"]["nodes"] = [*founders, address]
+        self.configs[node] = self.directory / f"config-{node}.yaml"
+        self.configs[node].write_text(yaml.safe_dump(settings))
+        self.addresses[node] = address
+        self.client_ports[node] = b
+        if node in self._clients:
+            self._clients.pop(node).close()
+        if node not in self.ids:
+            self.ids.append(node)
+        return ["RAFT", "ADD", node, "127.0.0.1", a, b, c]
+
+    def data(self, node: int) -> Path:
+        """The node's data directory."""
+        return self.directory / "data" / f"node-{node}"
 
     def ready(self, *ids: int, timeout_s: float = 30.0) -> None:
         """Wait until these nodes (default: all) answer PING."""
@@ -199,9 +224,12 @@ class Cluster:
                     if leader.isdigit() and int(leader) in self.alive():
                         seen[int(leader)] = seen.get(int(leader), 0) + 1
             best = max(seen, key=lambda n: seen[n], default=None)
-            if best is not None and seen[best] > len(self.ids) // 2 and self.info(best)["role"] == "leader":
-                return best
-            return None
+            if best is None:
+                return None
+            info = self.info(best)
+            voters = [int(voter) for voter in info["voters"].split(",")]
+            agreeing = seen[best] > len(voters) // 2
+            return best if agreeing and info["role"] == "leader" else None
 
         return eventually(agreed, timeout_s, "a leader")  # type: ignore[return-value]
 

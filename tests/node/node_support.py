@@ -111,7 +111,7 @@ class Load:
     """
 
     def __init__(self, cluster: Cluster, threads: int = 4) -> None:
-        self._ports = list(cluster.client_ports.values())
+        self._ports = cluster.client_ports  # nodes may come and go meanwhile
         self._stop = threading.Event()
         self.books = [Book(f"counter:{n}") for n in range(threads)]
         self.wrong: list[str] = []
@@ -170,7 +170,7 @@ class Load:
                 if client is not None:
                     client.close()
                 client = redis.Redis(
-                    port=rng.choice(self._ports), socket_timeout=10, decode_responses=True,
+                    port=rng.choice(list(self._ports.values())), socket_timeout=10, decode_responses=True,
                     retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
                 )  # fmt: skip
             try:

@@ -20,7 +20,7 @@ WINDOW = 4  # chunks on the way to one peer: heartbeats wait behind no more than
 STALL_MS = 2000.0  # nothing heard for so long: go back to what was acknowledged; doubled each time, up to
 LONGEST_STALL_MS = 16_000.0
 RETRY_MS = 50.0  # after a send that was turned away: there is no connection, or its outbox is full
-CONFIRM_MS = 5000.0  # all is there and the peer loads it: ask so often whether it still has it
+CONFIRM_MS = 1000.0  # all is there and the peer loads it: ask so often whether it still has it
 FORGET_MS = 60_000.0  # a peer silent for so long keeps no file open and no log from being compacted
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterable
+from io import BytesIO
+from itertools import chain, repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "storage"))
 
-from faulty_disk import FaultyDisk
+from faulty_disk import FaultyDisk, PowerLoss
 
 from raft.core.membership import Configuration, encode_configuration
 from raft.core.messages import AppendEntriesResponse, InstallSnapshot, InstallSnapshotResponse
@@ -30,23 +32,25 @@ DIRECTORY = Path("/data")
 CHUNK = 4096  # what the tests cut files into: set on install_send by the fixture small_chunks
 
 
-def make_machine(entries: int, value_bytes: int = 3000) -> Machine:
+def make_machine(entries: int, value_bytes: int = 6000) -> Machine:
     """The machine after so many entries, always the same one; term 1. Each entry adds a value."""
     machine = Machine(CLUSTER)
     for index in range(1, entries + 1):
-        value = b"%d " % index * (value_bytes // 4)
+        value = (b"%d " % index * value_bytes)[:value_bytes]
         machine.apply_commands(index, 1, START_MS + index, [[b"SET", b"key:%d" % index, value]], False)
     return machine
 
 
-def write_snapshot(store: SnapshotStore, machine: Machine, cut: int | None = None) -> SnapshotInfo:
-    """Take a snapshot; cut: into pieces of so many bytes, which makes another file of the same content."""
+def write_snapshot(store: SnapshotStore, machine: Machine, cut: tuple[int, ...] = ()) -> SnapshotInfo:
+    """Take a snapshot; cut: into pieces of so many bytes, the last size again and again, which makes another
+    file of the same content."""
     configuration = encode_configuration(CONFIGURATION)
     writer = store.writer(machine.applied_index, machine.applied_term, configuration)
     pieces: Iterable[bytes] = machine.dump()
-    if cut is not None:
-        whole = b"".join(pieces)
-        pieces = (whole[at : at + cut] for at in range(0, len(whole), cut))
+    if cut:
+        stream = BytesIO(b"".join(pieces))
+        sizes = chain(cut, repeat(cut[-1]))
+        pieces = iter(lambda: stream.read(next(sizes)), b"")
     for piece in pieces:
         writer.write(piece)
     return writer.commit()
@@ -61,7 +65,7 @@ def memory_disk() -> FaultyDisk:
 class Source:
     """A snapshot file at some leader, as chunks. For tests that need no sender."""
 
-    def __init__(self, entries: int, leader: int = 2, cut: int | None = None, term: int = 5) -> None:
+    def __init__(self, entries: int, leader: int = 2, cut: tuple[int, ...] = (), term: int = 5) -> None:
         self.leader = leader
         self.term = term
         self.machine = make_machine(entries)
@@ -182,7 +186,7 @@ class Leader:
         self.store = SnapshotStore.open(directory, CLUSTER, disk=self.disk)
         self.sender = SnapshotSender(self.store, node_id, lambda peer, message: self.wire.put(message))
 
-    def take_snapshot(self, entries: int, cut: int | None = None) -> SnapshotInfo:
+    def take_snapshot(self, entries: int, cut: tuple[int, ...] = ()) -> SnapshotInfo:
         info = write_snapshot(self.store, make_machine(entries), cut)
         self.store.prune()
         return info
@@ -196,5 +200,13 @@ class Leader:
         if isinstance(message, InstallSnapshotResponse):
             self.sender.on_response(1, message, now)
         elif isinstance(message, AppendEntriesResponse):
+            if message.match_index < (self.sender.pinned_index() or 0):
+                return
             self.needed = False
             self.sender.done(1)
+
+
+__all__ = [
+    "CHUNK", "CLUSTER", "CONFIGURATION", "DIRECTORY", "Follower", "Leader", "PowerLoss", "Source", "Wire",
+    "make_machine", "memory_disk", "write_snapshot",
+]  # fmt: skip

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_disk import PowerLoss
 from install_support import (
     CHUNK,
     CLUSTER,
     CONFIGURATION,
     DIRECTORY,
     Follower,
+    PowerLoss,
     Source,
     make_machine,
     memory_disk,
@@ -102,7 +102,7 @@ def test_the_receiver_is_of_the_stores_cluster() -> None:
 
 
 def test_neither_side_holds_the_file_in_memory(tmp_path: Path) -> None:
-    source = Source(3000, cut=200_000)
+    source = Source(1600, cut=(200_000,))
     assert source.info.bytes > 9_000_000
     follower = Follower(Disk(), tmp_path)
     tracemalloc.start()
@@ -172,15 +172,12 @@ def test_the_same_leader_resumes_in_a_later_term() -> None:
     check_installed(follower, source)
 
 
-@pytest.mark.parametrize("same_size", [False, True])
-def test_files_of_two_leaders_are_never_mixed(same_size: bool, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("cut", [(1000,), (7000, 1000, 4000)], ids=["other size", "same size"])
+def test_files_of_two_leaders_are_never_mixed(cut: tuple[int, ...], caplog: pytest.LogCaptureFixture) -> None:
     """Snapshots of one entry are not equal byte by byte: a second leader's begins at 0."""
-    follower, first = Follower(), Source(30, leader=2)
-    second = Source(30, leader=3, cut=None if same_size else 1000)
-    if same_size:
-        second.data = first.data
-    else:
-        assert first.info.bytes != second.info.bytes
+    follower, first, second = Follower(), Source(30, cut=(1000, 7000, 4000)), Source(30, leader=3, cut=cut)
+    assert first.data != second.data
+    assert (first.info.bytes == second.info.bytes) == (len(cut) > 1)
     follower.feed(first, end=4 * CHUNK)
     assert follower.wanted(3, second.chunk(4 * CHUNK)) == 0
     assert follower.wanted(3, second.chunk(0)) == CHUNK
@@ -192,7 +189,7 @@ def test_files_of_two_leaders_are_never_mixed(same_size: bool, caplog: pytest.Lo
 
 def test_another_file_of_the_same_leader_is_not_mixed_either(caplog: pytest.LogCaptureFixture) -> None:
     """Its disk was replaced from another node's, or it took the snapshot of that entry anew."""
-    follower, first, second = Follower(), Source(30), Source(30, cut=1000)
+    follower, first, second = Follower(), Source(30), Source(30, cut=(1000,))
     follower.feed(first, end=4 * CHUNK)
     assert follower.wanted(2, second.chunk(4 * CHUNK)) == 0
     install(follower, second)
@@ -214,7 +211,7 @@ def test_the_beginning_of_another_snapshot_replaces_the_unfinished_one(entries: 
 
 def test_while_it_loads_what_it_covers_is_whole_and_a_newer_one_has_to_wait(gate: Gate) -> None:
     follower, source = Follower(), Source(30)
-    older, other, newer = Source(20, leader=3), Source(30, leader=3, cut=1000), Source(40)
+    older, other, newer = Source(20, leader=3), Source(30, leader=3, cut=(1000,)), Source(40)
     follower.feed(source)
     assert follower.wanted(2, source.chunk(0)) == source.info.bytes
     assert follower.wanted(2, source.chunk(source.info.bytes)) == source.info.bytes
@@ -306,7 +303,9 @@ def test_what_is_no_machine_stops_the_node_but_is_never_put_in_place(broken: str
     store = SnapshotStore.open(DIRECTORY, CLUSTER, disk=memory_disk())
     configuration = b"rubbish" if broken == "configuration" else encode_configuration(CONFIGURATION)
     writer = store.writer(30, 1, configuration)
-    for piece in [b"rubbish"] if broken == "machine" else make_machine(29 if broken == "index" else 30).dump():
+    for piece in (
+        [b"rubbish"] if broken == "machine" else make_machine(29 if broken == "index" else 30).dump()
+    ):
         writer.write(piece)
     info = writer.commit()
     data = store.read_at(info, 0, info.bytes)

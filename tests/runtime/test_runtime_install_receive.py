@@ -6,6 +6,7 @@ import errno
 import logging
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from raft.runtime import install_receive
 from raft.runtime.install_receive import DISK_FULL_PAUSE_MS, LONGEST_PAUSE_MS, REFUSED_PAUSE_MS
 from raft.storage.disk import Disk
 from raft.storage.errors import StorageError
-from raft.storage.snapshots import SnapshotStore
+from raft.storage.snapshots import SnapshotInfo, SnapshotStore
 
 
 class Gate:
@@ -192,6 +193,7 @@ def test_another_file_of_the_same_leader_is_not_mixed_either(caplog: pytest.LogC
     follower, first, second = Follower(), Source(30), Source(30, cut=(1000,))
     follower.feed(first, end=4 * CHUNK)
     assert follower.wanted(2, second.chunk(4 * CHUNK)) == 0
+    assert follower.receiver.progress() == (4 * CHUNK, first.info.bytes), "it may yet go on"
     install(follower, second)
     assert "refused" not in caplog.text
     check_installed(follower, second)
@@ -278,6 +280,13 @@ def test_a_chunk_that_goes_beyond_the_end_is_refused() -> None:
     assert not follower.receiver.loading
 
 
+def test_a_file_that_ends_with_a_chunk_but_before_its_total_is_refused() -> None:
+    follower, source = Follower(), Source(6)
+    whole = InstallSnapshot(5, 2, 6, 1, 0, source.info.bytes + 10, source.data)
+    assert follower.wanted(2, whole) == 0
+    assert not follower.receiver.loading
+
+
 def test_a_leader_whose_file_is_damaged_is_asked_ever_more_rarely() -> None:
     follower, source = Follower(), Source(6)
     good, source.data = source.data, source.data[:-1] + b"x"
@@ -340,6 +349,7 @@ def test_a_full_disk_is_waited_for(skip: int, caplog: pytest.LogCaptureFixture) 
         now += DISK_FULL_PAUSE_MS
     assert caplog.text.count("free some on this disk") == 1
     follower.disk.faults.remove(fault)
+    assert follower.wanted(2, source.chunk(0), now - 1) == 0, "the space that there is now is left to the log"
     install(follower, source, now)
     check_installed(follower, source)
 
@@ -417,16 +427,30 @@ def test_what_is_dropped_is_gone_and_the_next_one_comes(loading: bool, gate: Gat
     check_installed(follower, source)
 
 
-def test_close_waits_for_the_thread(gate: Gate) -> None:
-    follower = Follower()
-    follower.feed(Source(30))
+def test_close_waits_for_the_thread_which_ends_with_the_next_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    follower, source = Follower(), Source(30, cut=(1000,))
+    reading, closing, pieces = threading.Event(), threading.Event(), 0
+    original = follower.store.open_chunks
+
+    def open_chunks(info: SnapshotInfo) -> Iterator[bytes]:
+        nonlocal pieces
+        for piece in original(info):
+            pieces += 1
+            reading.set()
+            assert closing.wait(20)
+            yield piece
+
+    monkeypatch.setattr(follower.store, "open_chunks", open_chunks)
+    follower.feed(source)
     load = follower.receiver._load
     assert load is not None
-    threading.Timer(0.05, gate.open.set).start()
+    assert reading.wait(20)
+    threading.Timer(0.05, closing.set).start()
     follower.receiver.close()
     assert not load.thread.is_alive()
-    assert load.machine is None, "it has not read on"
+    assert pieces == 1
     follower.receiver.close()
+    assert follower.disk.open_files == []
 
 
 def test_a_snapshot_that_this_node_overtook_is_not_installed(gate: Gate, caplog: Any) -> None:

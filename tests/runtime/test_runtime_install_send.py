@@ -111,6 +111,7 @@ def test_the_whole_file_arrives_in_order(bench: Bench) -> None:
             assert message.offset == len(received)
             received += message.data
             bench.answer(info, len(received))
+            assert len(bench.sender._chunks) <= WINDOW, "never the whole file in memory"
     assert received == info.path.read_bytes()
     assert bench.sender.progress() == {2: (info.bytes, info.bytes)}
 

@@ -168,18 +168,27 @@ class SnapshotReceiver:
         self._file.write(data)
         return self.received
 
+    def staged(self) -> SnapshotInfo:
+        """The whole snapshot under its temporary name, to be read before finish() puts it in place. The file
+        goes with abort(). Raises SnapshotRefusedError if the end has not come."""
+        header = self._whole()
+        return SnapshotInfo(header.index, header.term, header.configuration, self._file.path, self.received)
+
     def finish(self) -> SnapshotInfo:
         """Put the snapshot in place, durably. Returns the newest snapshot, which is another one if that is
         not older. Raises SnapshotRefusedError if the end has not come, DiskFullError, StorageError."""
-        header = self._decoder.header
-        if header is None or not self._decoder.finished:
-            raise self._refuse(f"it ends after {self.received} bytes, before its end")
-        return self._finish(self._file, header)
+        return self._finish(self._file, self._whole())
 
     def abort(self) -> None:
         """Give it up; a second call, or one after finish(), does nothing."""
         if self._file.alive:
             self._file.discard()
+
+    def _whole(self) -> SnapshotHeader:
+        header = self._decoder.header
+        if header is None or not self._decoder.finished:
+            raise self._refuse(f"it ends after {self.received} bytes, before its end")
+        return header
 
     def _check_header(self) -> None:
         header = self._decoder.header

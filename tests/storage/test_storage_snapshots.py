@@ -512,6 +512,24 @@ def test_an_install_that_is_given_up_is_begun_afresh(done: int) -> None:
     assert snapshot_files(disk) == [snapshot_path(9).name]
 
 
+def test_a_whole_snapshot_may_be_read_before_it_is_put_in_place() -> None:
+    disk, data = with_snapshots(5), raw(9)
+    store = open_snapshots(disk)
+    receiver = store.receive(9, 1)
+    receiver.write(0, data)
+    staged = receiver.staged()
+    assert (staged.index, staged.term, staged.bytes) == (9, 1, len(data))
+    assert list(store.open_chunks(staged)) == make_chunks(9)
+    check_snapshot(store, 5)
+    receiver.finish()
+    check_snapshot(store, 9)
+    cut = store.receive(20, 1)
+    cut.write(0, raw(20)[:-1])
+    with pytest.raises(SnapshotRefusedError, match="before its end"):
+        cut.staged()
+    assert snapshot_files(disk) == [snapshot_path(5).name, snapshot_path(9).name]
+
+
 def test_every_damaged_byte_and_every_early_end_is_refused_before_the_rename() -> None:
     """Bug 58: what was refused leaves nothing behind, and the next install works."""
     data = raw(9)

@@ -12,11 +12,20 @@ from typing import Any
 
 import msgspec
 import pytest
-from transport_helpers import CLUSTER, HOST, closed_by_peer, dial_raw, drive, free_port, wait_for
+from transport_helpers import (
+    CLUSTER,
+    HOST,
+    closed_by_peer,
+    dial_raw,
+    drive,
+    free_port,
+    read_refusal,
+    wait_for,
+)
 
 from raft.transport import frames, handshake
 from raft.transport.acceptor import Acceptor, listen
-from raft.transport.frames import FrameDecoder, FrameType, encode_frame
+from raft.transport.frames import FrameType, encode_frame
 from raft.transport.handover import Handover
 from raft.transport.handshake import (
     PROTOCOL_VERSION,
@@ -48,17 +57,6 @@ def other_wire_version() -> bytes:
     frame = bytearray(hello_frame())
     frame[4] = 9
     return bytes(frame)
-
-
-def read_refusal(sock: socket.socket) -> Refused:
-    decoder = FrameDecoder()
-    sock.settimeout(5)
-    while True:
-        data = sock.recv(4096)
-        assert data, "closed without an answer"
-        for frame_type, payload in decoder.feed(data):
-            assert frame_type is FrameType.REFUSED
-            return msgspec.msgpack.decode(payload, type=Refused)
 
 
 @pytest.fixture

@@ -7,8 +7,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from raft.transport.acceptor import listen
-from raft.transport.handshake import PROTOCOL_VERSION, Hello, PeerAddress, Welcome, introduce, receive
+from raft.transport.frames import FrameDecoder, FrameType
+from raft.transport.handshake import (
+    PROTOCOL_VERSION,
+    Hello,
+    PeerAddress,
+    Refused,
+    Welcome,
+    introduce,
+    receive,
+)
 from raft.transport.network import PeerNetwork
 
 HOST = "127.0.0.1"
@@ -60,6 +71,17 @@ def accept_raw(listener: socket.socket, node_id: int, run_id: str = "raw", **say
 def members(ports: dict[int, int], **identities: str) -> dict[int, PeerAddress]:
     """Members on loopback; identities: those recorded, by name ("n2" is node 2)."""
     return {each: PeerAddress(HOST, port, identities.get(f"n{each}", "")) for each, port in ports.items()}
+
+
+def read_refusal(sock: socket.socket) -> Refused:
+    decoder = FrameDecoder()
+    sock.settimeout(5)
+    while True:
+        data = sock.recv(4096)
+        assert data, "closed without an answer"
+        for frame_type, payload in decoder.feed(data):
+            assert frame_type is FrameType.REFUSED
+            return msgspec.msgpack.decode(payload, type=Refused)
 
 
 def closed_by_peer(sock: socket.socket, deadline_s: float = 5.0) -> bool:

@@ -177,7 +177,7 @@ class Membership:
         """Who dials the peer, None if nobody does."""
         return self._dialers.get(peer_id)
 
-    def connected(self, peer_id: int, identity: str) -> PeerStatistics:
+    def note_connection(self, peer_id: int, identity: str) -> PeerStatistics:
         """Note a new connection and what the peer said it is; returns where to count what goes over it."""
         with self._lock:
             if identity:

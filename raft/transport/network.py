@@ -345,7 +345,7 @@ class PeerNetwork:
         outgoing = self._outgoing.get(new.peer_id)
         if outgoing is not None and outgoing.run_id != new.run_id:  # leads to the dead process: dial again
             self._lost(outgoing, "it runs anew")
-        statistics = self._membership.connected(new.peer_id, new.identity)
+        statistics = self._membership.note_connection(new.peer_id, new.identity)
         statistics.connects_in += 1
         link = IncomingLink(new, statistics)
         self._incoming[new.peer_id] = link
@@ -364,7 +364,7 @@ class PeerNetwork:
         old = self._outgoing.get(peer_id)
         if old is not None:  # of a dialer that has been replaced meanwhile
             self._close_link(old)
-        statistics = self._membership.connected(peer_id, new.identity)
+        statistics = self._membership.note_connection(peer_id, new.identity)
         statistics.connects_out += 1
         link = OutgoingLink(new, self._outbox_bytes, time.monotonic(), statistics)
         self._outgoing[peer_id] = link

@@ -168,9 +168,11 @@ def test_a_guest_that_has_moved_is_answered_at_its_new_address(net: Any, listene
     one = lone(net)
     with listen(HOST, 0) as elsewhere, dial_as_guest(one, 3, elsewhere), accept_raw(elsewhere, 3) as first:
         drive([one], lambda: one.connected(3))
-        with dial_as_guest(one, 3, listener), accept_raw(listener, 3):
-            drive([one], lambda: one.statistics()[3].connects_out == 2)
+        with dial_as_guest(one, 3, listener):
+            drive([one], lambda: not one.connected(3))  # before anybody answers at the new one
             assert closed_by_peer(first)
+            with accept_raw(listener, 3):
+                drive([one], lambda: one.connected(3))
 
 
 def test_a_guest_that_listens_everywhere_is_answered_where_it_dialed_from() -> None:

@@ -23,6 +23,7 @@ from raft.runtime.pings import PingBoard
 from raft.runtime.turns import Turns
 from raft.runtime.worker import Hooks, Worker
 from raft.storage.node_storage import NodeStorage
+from raft.transport.handshake import PeerAddress
 from raft.transport.network import PeerNetwork
 
 PROJECTOR_S = 0.5  # how long to wait for it: it may sit in a call to an absent MongoDB, with nothing to lose
@@ -101,11 +102,13 @@ def _build(
     network = PeerNetwork(
         node_id,
         settings.cluster.name,
-        {member.id: (member.host, member.raft_port) for member in members},
+        {member.id: PeerAddress(member.host, member.raft_port) for member in members},
         me.host,
         me.raft_port,
         owner.on_fatal,
         run_id=run_id,
+        identity="",
+        cluster_id="",
     )
     desk = Desk(
         core,

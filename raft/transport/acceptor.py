@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from raft.transport.handover import Handover, Incoming
-from raft.transport.handshake import DEADLINE_S, HandshakeError, Welcome, receive, wrap_incoming
+from raft.transport.handshake import DEADLINE_S, HandshakeError, Hello, Welcome, receive, wrap_incoming
 from raft.transport.quiet_log import QuietLog
 
 MAX_HANDSHAKES = 32
@@ -38,16 +38,15 @@ class Acceptor:
     """Accepts connections and hands those of verified peers to the worker.
 
     At most max_handshakes helper threads exist at once; a connection beyond that is closed at once (a peer
-    dials again). is_member and on_peer are called by the helper threads; on_peer(peer_id) follows every
-    accepted handshake. start and stop may be called by any thread.
+    dials again). admit and on_peer are called by the helper threads: admit(hello, the dialer's address) says
+    who is let in (see receive), on_peer(peer_id) follows every accepted handshake. start and stop may be
+    called by any thread.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        welcome: Welcome,
-        cluster: str,
-        is_member: Callable[[int], bool],
+        admit: Callable[[Hello, str], Welcome],
         on_peer: Callable[[int], None],
         handover: Handover,
         quiet_log: QuietLog,
@@ -56,9 +55,7 @@ class Acceptor:
         deadline_s: float = DEADLINE_S,
     ) -> None:
         self._listener = listener
-        self._welcome = welcome
-        self._cluster = cluster
-        self._is_member = is_member
+        self._admit = admit
         self._on_peer = on_peer
         self._handover = handover
         self._quiet_log = quiet_log
@@ -132,18 +129,23 @@ class Acceptor:
         try:
             try:
                 peer = wrap_incoming(sock)
-                hello = receive(peer, self._welcome, self._cluster, self._is_member, self._deadline_s)
+                hello = receive(peer, lambda hello: self._admit(hello, host), self._deadline_s)
                 peer.setblocking(False)
             finally:
                 with self._lock:
                     del self._handshakes[thread]
             _logger.info("node %d: has dialed in from %s (run %s)", hello.from_id, host, hello.run_id[:40])
-            self._handover.put_incoming(Incoming(hello.from_id, hello.run_id, peer))
+            self._handover.put_incoming(
+                Incoming(hello.from_id, hello.run_id, peer, hello.identity, hello.cluster_id)
+            )
             self._on_peer(hello.from_id)
         except HandshakeError as failure:
             sock.close()
             if not self._stopping.is_set():
-                self._quiet_log.warning(failure.cause, host, f"refused on the raft port: {failure}")
+                who = host if failure.peer_id is None else f"{host} (node {failure.peer_id})"
+                self._quiet_log.write(
+                    failure.level, failure.cause, who, f"refused on the raft port: {failure}"
+                )
         except OSError as error:
             sock.close()
             if not self._stopping.is_set():

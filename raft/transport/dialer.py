@@ -12,7 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from raft.transport.handover import Handover, Outgoing
-from raft.transport.handshake import DEADLINE_S, HandshakeError, Hello, introduce, wrap_outgoing
+from raft.transport.handshake import (
+    DEADLINE_S,
+    HandshakeError,
+    Hello,
+    Welcome,
+    introduce,
+    wrap_outgoing,
+)
 from raft.transport.quiet_log import QuietLog
 
 CONNECT_TIMEOUT_S = 1.0  # one SYN: the second would leave after 1 s, and a new dial does as well
@@ -47,21 +54,26 @@ class Dialer:
 
     start, stop, broken and hurry may be called by any thread; none of them blocks. A failed dial is followed
     by a pause (Backoff); a connection that breaks is dialed again at once if it had lived for STABLE_S, else
-    after the next pause, so that a peer that accepts and drops is not dialed in a hot loop.
+    after the next pause, so that a peer that accepts and drops is not dialed in a hot loop. hello gives what
+    to say at each dial, check raises HandshakeError for an answer from somebody else; both are called by the
+    dialer's thread.
     """
 
     def __init__(
         self,
-        hello: Hello,
+        peer_id: int,
         address: tuple[str, int],
+        hello: Callable[[], Hello],
+        check: Callable[[Welcome], None],
         handover: Handover,
         quiet_log: QuietLog,
         on_fatal: Callable[[str, BaseException], None],
         rng: random.Random,
     ) -> None:
-        self.peer_id = hello.to_id
+        self.peer_id = peer_id
         self.address = address
         self._hello = hello
+        self._check = check
         self._handover = handover
         self._quiet_log = quiet_log
         self._on_fatal = on_fatal
@@ -142,7 +154,8 @@ class Dialer:
                     if number == len(candidates):
                         raise
         except HandshakeError as failure:
-            self._quiet_log.warning(failure.cause, f"node {self.peer_id} at {host}:{port}", str(failure))
+            who = f"node {self.peer_id} at {host}:{port}"
+            self._quiet_log.write(failure.level, failure.cause, who, str(failure))
         except OSError as error:
             if error.errno == errno.ECONNREFUSED:
                 self._handover.put_refused(self.peer_id)
@@ -166,7 +179,8 @@ class Dialer:
             sock.settimeout(CONNECT_TIMEOUT_S)
             sock.connect(address)
             peer = wrap_outgoing(sock)
-            welcome = introduce(peer, self._hello, DEADLINE_S)
+            welcome = introduce(peer, self._hello(), DEADLINE_S)
+            self._check(welcome)
             peer.setblocking(False)
         except BaseException:
             sock.close()
@@ -175,7 +189,7 @@ class Dialer:
             with self._condition:
                 self._socket = None
         _logger.info("node %d: connected (run %s)", self.peer_id, welcome.run_id[:40])
-        return Outgoing(self, welcome.run_id, peer)
+        return Outgoing(self, welcome.run_id, peer, welcome.identity, welcome.cluster_id)
 
 
 def _shut_down(sock: socket.socket) -> None:

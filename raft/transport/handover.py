@@ -12,25 +12,32 @@ if TYPE_CHECKING:
 
 
 class Incoming(NamedTuple):
-    """A connection that peer_id dialed and that passed the handshake; run_id names the peer's process."""
+    """A connection that peer_id dialed and that passed the handshake; run_id names the peer's process,
+    identity its data directory, cluster_id its cluster ("" while it knows none)."""
 
     peer_id: int
     run_id: str
     sock: socket.socket
+    identity: str = ""
+    cluster_id: str = ""
 
 
 class Outgoing(NamedTuple):
-    """A connection that this node dialed; dialer wants to be told when it breaks. run_id is the peer's."""
+    """A connection that this node dialed; dialer wants to be told when it breaks. run_id, identity and
+    cluster_id are the peer's."""
 
     dialer: Dialer
     run_id: str
     sock: socket.socket
+    identity: str = ""
+    cluster_id: str = ""
 
 
 class News(NamedTuple):
-    """Everything handed over since the last take: forgotten peers come before the new connections."""
+    """Everything handed over since the last take. review: the members have changed, look at every connection
+    that there was before the new ones."""
 
-    forgotten: set[int]
+    review: bool
     incoming: list[Incoming]
     outgoing: list[Outgoing]
     refused: set[int]
@@ -45,7 +52,7 @@ class Handover:
         self._lock = threading.Lock()
         self._incoming: dict[int, Incoming] = {}
         self._outgoing: dict[int, Outgoing] = {}
-        self._forgotten: set[int] = set()
+        self._review = False
         self._refused: set[int] = set()
         self._closed = False
         self._empty = True  # read without the lock: the worker asks in every turn
@@ -71,14 +78,11 @@ class Handover:
             self._empty = False
         self._wake()
 
-    def forget(self, peer_id: int) -> None:
-        """The peer is no longer a member, or has moved: its connections go."""
+    def review(self) -> None:
+        """The members have changed: connections of who is none any more, or somebody else, have to go."""
         with self._lock:
-            stale = [self._incoming.pop(peer_id, None), self._outgoing.pop(peer_id, None)]
-            self._forgotten.add(peer_id)
+            self._review = True
             self._empty = False
-        for each in stale:
-            _close(each)
         self._wake()
 
     def take(self) -> News | None:
@@ -87,9 +91,9 @@ class Handover:
             return None
         with self._lock:
             news = News(
-                self._forgotten, list(self._incoming.values()), list(self._outgoing.values()), self._refused
+                self._review, list(self._incoming.values()), list(self._outgoing.values()), self._refused
             )
-            self._forgotten, self._refused = set(), set()
+            self._review, self._refused = False, set()
             self._incoming.clear()
             self._outgoing.clear()
             self._empty = True

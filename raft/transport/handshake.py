@@ -4,17 +4,18 @@ The dialer sends Hello; the accepting side answers Welcome, or Refused with the 
 it reads not one byte beyond the hello and no hello above MAX_HELLO_BYTES. From then on the connection is
 one-way: only the dialer sends. All of it runs in helper threads with blocking sockets and one deadline for
 the whole exchange, so that a silent or slow stranger costs a helper thread for DEADLINE_S seconds and nothing
-else.
+else. Who is let in is decided in admission.py and membership.py; both sides check the other.
 
 wrap_outgoing and wrap_incoming are the only places where a socket becomes a peer's socket: TLS goes there.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -28,7 +29,7 @@ from raft.transport.frames import (
     encode_frame,
 )
 
-PROTOCOL_VERSION = 1  # what the messages mean; WIRE_VERSION in frames.py is how they are framed
+PROTOCOL_VERSION = 2  # what the messages mean; WIRE_VERSION in frames.py is how they are framed
 DEADLINE_S = 2.0
 
 # A connection whose bytes nobody acknowledges for so long is dead: dial again instead of waiting for TCP's
@@ -37,21 +38,48 @@ USER_TIMEOUT_MS = 2000
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3))  # seconds, count
 
 
+class PeerAddress(NamedTuple):
+    """Where a peer's raft port is. identity: the name of its data directory as this node's configuration has
+    recorded it; "": not recorded, any will do."""
+
+    host: str
+    raft_port: int
+    identity: str = ""
+
+
 class Hello(msgspec.Struct, frozen=True):
-    """The dialer's introduction. run_id is new with every start of its process."""
+    """The dialer's introduction. run_id is new with every start of its process.
+
+    identity: the name of its data directory. cluster_id: the cluster's random name, "" while it knows none.
+    host, raft_port: where it listens itself. to_identity: the identity that it has recorded for the node it
+    dials, "" for none: so a node that has lost its disk is told in both directions.
+    """
 
     cluster: str
     protocol: int
     from_id: int
     to_id: int
     run_id: str
+    identity: str = ""
+    cluster_id: str = ""
+    host: str = ""
+    raft_port: int = 0
+    to_identity: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """The accepting side's: come in."""
+    """The accepting side's: come in. The fields say of it what those of Hello say of the dialer."""
 
     node_id: int
     run_id: str
+    identity: str = ""
+    cluster_id: str = ""
+
+
+class _Protocol(msgspec.Struct, frozen=True):
+    """What every version's hello has: it is read first, the rest may mean something else in another one."""
+
+    protocol: int
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -62,11 +90,20 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class HandshakeError(Exception):
-    """The handshake failed. cause is one stable word (for rate-limited logs), the text is for people."""
+    """The handshake failed. cause is one stable word (for rate-limited logs), the text is for people.
 
-    def __init__(self, cause: str, reason: str) -> None:
+    peer_id: who the other side says it is, None if it has not said.
+    """
+
+    def __init__(self, cause: str, reason: str, peer_id: int | None = None) -> None:
         super().__init__(reason)
         self.cause = cause
+        self.peer_id = peer_id
+
+    @property
+    def level(self) -> int:
+        """How loudly to log it: a lost data directory stays lost until an operator acts."""
+        return logging.ERROR if self.cause == "identity" else logging.WARNING
 
 
 class RefusedByPeerError(HandshakeError):
@@ -117,26 +154,19 @@ def introduce(sock: socket.socket, hello: Hello, deadline_s: float = DEADLINE_S)
     return welcome
 
 
-def receive(
-    sock: socket.socket,
-    welcome: Welcome,
-    cluster: str,
-    is_member: Callable[[int], bool],
-    deadline_s: float = DEADLINE_S,
-) -> Hello:
+def receive(sock: socket.socket, admit: Callable[[Hello], Welcome], deadline_s: float = DEADLINE_S) -> Hello:
     """The accepting side: read the hello from a blocking socket, verify it and answer it.
 
-    welcome names this node; is_member says whether a node id belongs to the cluster. Raises HandshakeError
-    after telling the other side why, if that is one that would understand; also OSError. The caller then
-    closes the socket.
+    admit gives the answer, or raises HandshakeError. That is raised here too, after telling the other side
+    why, if it is one that would understand; also OSError. The caller then closes the socket.
     """
     until = time.monotonic() + deadline_s
     try:
         frame_type, payload = _read_frame(sock, until)
         if frame_type is not FrameType.HELLO:
             raise HandshakeError("garbage", f"the first frame is a {frame_type.name} frame, not a hello")
-        hello = _decode(payload, Hello)
-        _verify(hello, welcome.node_id, cluster, is_member)
+        hello = _decode_hello(payload)
+        welcome = admit(hello)
     except BadVersionError as error:
         failure = _broken(error)
         _refuse(sock, failure)
@@ -152,20 +182,12 @@ def receive(
     return hello
 
 
-def _verify(hello: Hello, node_id: int, cluster: str, is_member: Callable[[int], bool]) -> None:
-    if hello.protocol != PROTOCOL_VERSION:
-        raise HandshakeError(
-            "version",
-            f"the peer speaks protocol version {hello.protocol}, this node speaks {PROTOCOL_VERSION}",
-        )
-    if hello.cluster != cluster:
-        raise HandshakeError(
-            "cluster", f"the peer belongs to cluster {hello.cluster[:100]!r}, this node to {cluster[:100]!r}"
-        )
-    if hello.to_id != node_id:
-        raise HandshakeError("target", f"the peer looks for node {hello.to_id}, this is node {node_id}")
-    if hello.from_id == node_id or not is_member(hello.from_id):
-        raise HandshakeError("sender", f"node {hello.from_id} is not another member of this cluster")
+def _decode_hello(payload: bytes) -> Hello:
+    theirs = _decode(payload, _Protocol).protocol
+    if theirs != PROTOCOL_VERSION:
+        text = f"the dialer speaks protocol version {theirs}, the node it dialed speaks {PROTOCOL_VERSION}"
+        raise HandshakeError("version", f"{text}: run the same release on both")
+    return _decode(payload, Hello)
 
 
 def _refuse(sock: socket.socket, failure: HandshakeError) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from dataclasses import dataclass
 
 from raft.transport.codec import MessageCodec, MessageError
-from raft.transport.dialer import Dialer
 from raft.transport.frames import FrameDecoder, FrameType
+from raft.transport.handover import Incoming, Outgoing
 from raft.transport.node_messages import PeerMessage
 
 _COALESCE_BYTES = 128 * 1024  # small frames leave together in one send of about this size
@@ -34,10 +33,12 @@ class PeerStatistics:
 class IncomingLink:
     """A connection the peer dialed: this node only reads it. Worker only."""
 
-    def __init__(self, peer_id: int, run_id: str, sock: socket.socket, statistics: PeerStatistics) -> None:
-        self.peer_id = peer_id
-        self.run_id = run_id
-        self.sock = sock
+    def __init__(self, connection: Incoming, statistics: PeerStatistics) -> None:
+        self.peer_id = connection.peer_id
+        self.run_id = connection.run_id
+        self.identity = connection.identity
+        self.cluster_id = connection.cluster_id
+        self.sock = connection.sock
         self._statistics = statistics
         self._decoder = FrameDecoder()
 
@@ -73,18 +74,14 @@ class OutgoingLink:
     """
 
     def __init__(
-        self,
-        dialer: Dialer,
-        run_id: str,
-        sock: socket.socket,
-        outbox_bytes: int,
-        opened_s: float,
-        statistics: PeerStatistics,
+        self, connection: Outgoing, outbox_bytes: int, opened_s: float, statistics: PeerStatistics
     ) -> None:
-        self.peer_id = dialer.peer_id
-        self.dialer = dialer
-        self.run_id = run_id
-        self.sock = sock
+        self.dialer = connection.dialer
+        self.peer_id = connection.dialer.peer_id
+        self.run_id = connection.run_id
+        self.identity = connection.identity
+        self.cluster_id = connection.cluster_id
+        self.sock = connection.sock
         self.opened_s = opened_s
         self.waits_for_room = False  # registered for EPOLLOUT
         self._outbox_bytes = outbox_bytes

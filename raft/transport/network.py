@@ -6,16 +6,17 @@ a break in either direction shows.
 
 Who owns what: the acceptor, its handshake helpers and the dialers (one thread per peer) own a socket until
 the handshake is done, then put it into the Handover; from there on it belongs to the worker, the one thread
-that calls poll, send, queue, flush and the take_ methods. wake, set_members, connected and statistics may be
-called by any thread. Nothing is repeated and nothing is kept for an absent peer: Raft sends again.
+that calls poll, send, queue, flush and the take_ methods. wake, set_members, heard_identities, connected and
+statistics may be called by any thread. Who is a member is the Membership's. Nothing is repeated and nothing
+is kept for an absent peer: Raft sends again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
-import random
 import select
 import threading
 import time
@@ -25,57 +26,63 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from raft.transport.acceptor import Acceptor, listen
+from raft.transport.admission import Credentials
 from raft.transport.codec import MessageCodec, MessageError
-from raft.transport.dialer import Dialer
 from raft.transport.frames import MAX_HELLO_BYTES, FrameError
 from raft.transport.handover import Handover, Incoming, Outgoing
-from raft.transport.handshake import PROTOCOL_VERSION, Hello, Welcome
+from raft.transport.handshake import PeerAddress
 from raft.transport.links import IncomingLink, LinkClosedError, OutgoingLink, PeerStatistics
+from raft.transport.membership import Membership
 from raft.transport.node_messages import PeerMessage
 from raft.transport.quiet_log import QuietLog
 
 OUTBOX_BYTES = 64 * 1024 * 1024
 READ_BYTES = 256 * 1024  # per socket and turn, so that no peer starves the others
 _JOIN_S = 3.0
+_ID = "0" * 32  # the length of identities and cluster ids
 _READABLE = select.EPOLLIN | select.EPOLLRDHUP
 
 _logger = logging.getLogger(__name__)
 
 
 class PeerNetwork:
-    """This node's connections to the other members of its cluster.
+    """This node's connections to the other members of its cluster, and to its guests (membership.py).
 
-    node_id, cluster_name: who this node is. members: raft address (host, port) by node id; this node's own
-    entry is ignored. host, port: where to listen (port 0: any, see address). on_fatal(thread name,
-    exception): called once a background thread dies of a fault in this program; the node has to stop.
-    outbox_bytes: bound of what waits for one peer. run_id names this process to its peers (default: a new
-    random one). Raises ValueError if the cluster name is too long for a hello.
+    node_id, cluster_name: who this node is. members, cluster_id: see set_members. host, port: where to listen
+    (port 0: any, see address). on_fatal(thread name, exception): called once a background thread dies of a
+    fault in this program; the node has to stop. outbox_bytes: bound of what waits for one peer. run_id names
+    this process to its peers (default: a new random one), identity this node's data directory.
+    open_to_strangers: whether a node that is no member may become a guest; the worker sets it, True while it
+    knows no living leader. Raises ValueError if the cluster name is too long for a hello.
     """
 
     def __init__(
         self,
         node_id: int,
         cluster_name: str,
-        members: Mapping[int, tuple[str, int]],
+        members: Mapping[int, PeerAddress],
         host: str,
         port: int,
         on_fatal: Callable[[str, BaseException], None],
         *,
         outbox_bytes: int = OUTBOX_BYTES,
         run_id: str | None = None,
+        identity: str = "",
+        cluster_id: str = "",
     ) -> None:
         self.node_id = node_id
-        self.cluster_name = cluster_name
         self.run_id = run_id if run_id is not None else uuid.uuid4().hex
         self.address: tuple[str, int] = (host, port)  # the actual one after start()
-        if len(msgspec.msgpack.encode(self._hello(2**31))) > MAX_HELLO_BYTES:
+        self.open_to_strangers = False
+        own = Credentials(node_id, cluster_name, self.run_id, identity, cluster_id, host, port)
+        longest = own._replace(cluster_id=_ID, raft_port=65535).hello(2**31, to_identity=_ID)
+        if len(msgspec.msgpack.encode(longest)) > MAX_HELLO_BYTES:
             raise ValueError(f"the cluster name is too long for a hello of {MAX_HELLO_BYTES} bytes")
         self._on_fatal = on_fatal
         self._outbox_bytes = outbox_bytes
         self._quiet_log = QuietLog(_logger)
         self._codec = MessageCodec()
         self._buffer = memoryview(bytearray(READ_BYTES))
-        self._statistics: dict[int, PeerStatistics] = {}
         # worker only
         self._incoming: dict[int, IncomingLink] = {}
         self._outgoing: dict[int, OutgoingLink] = {}
@@ -91,14 +98,11 @@ class PeerNetwork:
         self._woken = False
         self._asleep = False
         self._handover = Handover(self.wake)
-        # membership: any thread, under the lock
-        self._members_lock = threading.Lock()
-        self._members: dict[int, tuple[str, int]] = {}
-        self._dialers: dict[int, Dialer] = {}
-        self._retired: list[Dialer] = []
+        self._membership = Membership(
+            own, members, lambda: self.open_to_strangers, self._handover, self._quiet_log, on_fatal
+        )
         self._acceptor: Acceptor | None = None
         self._closed = False
-        self._members = self._others(members)
 
     # ---- any thread ----------------------------------------------------------------------------------------
 
@@ -108,37 +112,31 @@ class PeerNetwork:
         self.address = listener.getsockname()[:2]
         self._acceptor = Acceptor(
             listener,
-            Welcome(self.node_id, self.run_id),
-            self.cluster_name,
-            is_member=lambda peer_id: peer_id in self._members,
+            self._membership.admit,
             on_peer=self._hurry,
             handover=self._handover,
             quiet_log=self._quiet_log,
             on_fatal=self._on_fatal,
         )
+        self._membership.start(self.address[1])
         self._acceptor.start()
-        with self._members_lock:
-            for peer_id, address in self._members.items():
-                self._start_dialer(peer_id, address)
 
-    def set_members(self, members: Mapping[int, tuple[str, int]]) -> None:
-        """From now on these are the members: start dialing new ones, drop the connections of those that have
-        gone, redial those that have moved. Returns before the worker has closed what has to be closed."""
-        others = self._others(members)
-        with self._members_lock:
-            before, self._members = self._members, others
-            if self._acceptor is None or self._closed:
-                return
-            self._retired = [dialer for dialer in self._retired if not dialer.join(0)]
-            for peer_id in before:
-                if others.get(peer_id) != before[peer_id]:
-                    dialer = self._dialers.pop(peer_id)
-                    dialer.stop()
-                    self._retired.append(dialer)
-                    self._handover.forget(peer_id)
-            for peer_id, address in others.items():
-                if before.get(peer_id) != address:
-                    self._start_dialer(peer_id, address)
+    def set_members(self, members: Mapping[int, PeerAddress], cluster_id: str) -> None:
+        """From now on these are the members (this node's own entry is ignored): start dialing new ones, drop
+        the connections of those that have gone or whose recorded identity is another one, redial those that
+        have moved. What was flushed to one that goes still arrives. Returns before the worker has closed what
+        has to be closed.
+
+        cluster_id: the cluster's name for itself, "" while it has none. Take it from a committed
+        configuration alone: nodes with different ones never talk again, so a name that is rolled back later
+        would cut this node off for good.
+        """
+        self._membership.set_members(members, cluster_id)
+
+    def heard_identities(self) -> dict[int, str]:
+        """The name of its data directory by member or guest, as its last handshake said; who has said none is
+        left out."""
+        return self._membership.heard_identities()
 
     def wake(self) -> None:
         """Make a poll under way, or else the next one, return at once. Costs no system call unless the worker
@@ -158,7 +156,7 @@ class PeerNetwork:
     def statistics(self) -> dict[int, PeerStatistics]:
         """A copy of the counters per peer; taken while the worker counts on, so they may be a message
         apart."""
-        return {peer_id: dataclasses.replace(each) for peer_id, each in list(self._statistics.items())}
+        return {peer_id: dataclasses.replace(each) for peer_id, each in self._membership.statistics().items()}
 
     # ---- worker only ---------------------------------------------------------------------------------------
 
@@ -184,6 +182,7 @@ class PeerNetwork:
             elif fd == self._eventfd:
                 os.eventfd_read(self._eventfd)
         self._take_handover()
+        self._membership.expire_guests(self._incoming, self._outgoing)
         return messages
 
     def send(self, peer_id: int, message: PeerMessage) -> bool:
@@ -202,8 +201,9 @@ class PeerNetwork:
         turn then leave with one system call."""
         link = self._outgoing.get(peer_id)
         if link is None:
-            if peer_id in self._statistics:
-                self._statistics[peer_id].refused_sends += 1
+            statistics = self._membership.statistics_of(peer_id)
+            if statistics is not None:
+                statistics.refused_sends += 1
             return False
         if not link.put(self._codec.encode(message)):
             return False
@@ -232,12 +232,7 @@ class PeerNetwork:
             if self._closed:
                 return
             self._closed = True
-        with self._members_lock:
-            dialers = [*self._dialers.values(), *self._retired]
-            self._dialers.clear()
-            self._retired.clear()
-        for dialer in dialers:
-            dialer.stop()
+        dialers = self._membership.close()
         if self._acceptor is not None and not self._acceptor.stop(_JOIN_S):
             _logger.error("the raft port's threads have not ended within %.0f s", _JOIN_S)
         for dialer in dialers:
@@ -251,23 +246,9 @@ class PeerNetwork:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    def _others(self, members: Mapping[int, tuple[str, int]]) -> dict[int, tuple[str, int]]:
-        return {peer_id: address for peer_id, address in members.items() if peer_id != self.node_id}
-
-    def _hello(self, peer_id: int) -> Hello:
-        return Hello(self.cluster_name, PROTOCOL_VERSION, self.node_id, peer_id, self.run_id)
-
-    def _start_dialer(self, peer_id: int, address: tuple[str, int]) -> None:
-        self._statistics.setdefault(peer_id, PeerStatistics())
-        dialer = Dialer(
-            self._hello(peer_id), address, self._handover, self._quiet_log, self._on_fatal, random.Random()
-        )
-        self._dialers[peer_id] = dialer
-        dialer.start()
-
     def _hurry(self, peer_id: int) -> None:
         """The peer has dialed in, so it is up: if its dialer is pausing, it need not (handshake threads)."""
-        dialer = self._dialers.get(peer_id)
+        dialer = self._membership.dialer(peer_id)
         if dialer is not None and peer_id not in self._outgoing:
             dialer.hurry()
 
@@ -327,18 +308,33 @@ class PeerNetwork:
         if news is None:
             return
         self._refused |= news.refused
-        for peer_id in news.forgotten:
-            for link in (self._incoming.get(peer_id), self._outgoing.get(peer_id)):
-                if link is not None:
-                    self._close_link(link)
+        if news.review:
+            self._review()
         for incoming in news.incoming:
             self._adopt_incoming(incoming)
         for outgoing in news.outgoing:
             self._adopt_outgoing(outgoing)
 
+    def _review(self) -> None:
+        """The members have changed: close the connections of who is none any more, has moved, or is somebody
+        else. What waits for it leaves first if the socket takes it: it may say that it was removed."""
+        for link in list(self._by_fd.values()):
+            if isinstance(link, OutgoingLink):
+                if self._may_stay(link) and self._membership.dialer(link.peer_id) is link.dialer:
+                    continue
+                with contextlib.suppress(LinkClosedError):
+                    link.flush()
+            elif self._may_stay(link):
+                continue
+            _logger.info("node %d: connection closed: the members have changed", link.peer_id)
+            self._close_link(link)
+
+    def _may_stay(self, link: Incoming | IncomingLink | OutgoingLink) -> bool:
+        return self._membership.keeps(link.peer_id, link.identity, link.cluster_id)
+
     def _adopt_incoming(self, new: Incoming) -> None:
         """Read new from now on; the peer's older connection, which it has given up, goes."""
-        if new.peer_id not in self._members:
+        if not self._may_stay(new):
             new.sock.close()
             return
         old = self._incoming.get(new.peer_id)
@@ -349,25 +345,28 @@ class PeerNetwork:
         outgoing = self._outgoing.get(new.peer_id)
         if outgoing is not None and outgoing.run_id != new.run_id:  # leads to the dead process: dial again
             self._lost(outgoing, "it runs anew")
-        statistics = self._statistics[new.peer_id]
+        statistics = self._membership.note_connection(new.peer_id, new.identity)
         statistics.connects_in += 1
-        link = IncomingLink(new.peer_id, new.run_id, new.sock, statistics)
+        link = IncomingLink(new, statistics)
         self._incoming[new.peer_id] = link
         self._register(link)
 
     def _adopt_outgoing(self, new: Outgoing) -> None:
         """Send on new from now on."""
         peer_id = new.dialer.peer_id
-        if self._dialers.get(peer_id) is not new.dialer:  # no longer a member, or it has moved
+        if self._membership.dialer(peer_id) is not new.dialer:  # no longer a member, or it has moved
             new.sock.close()
+            return
+        if not self._membership.keeps(peer_id, new.identity, new.cluster_id):
+            new.sock.close()
+            new.dialer.broken(0.0)
             return
         old = self._outgoing.get(peer_id)
         if old is not None:  # of a dialer that has been replaced meanwhile
             self._close_link(old)
-        statistics = self._statistics[peer_id]
+        statistics = self._membership.note_connection(peer_id, new.identity)
         statistics.connects_out += 1
-        now_s = time.monotonic()
-        link = OutgoingLink(new.dialer, new.run_id, new.sock, self._outbox_bytes, now_s, statistics)
+        link = OutgoingLink(new, self._outbox_bytes, time.monotonic(), statistics)
         self._outgoing[peer_id] = link
         self._register(link)
 

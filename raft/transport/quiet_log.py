@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class QuietLog:
-    """Warnings, at most one per (cause, address) in interval_s seconds; the next one says how many it hid.
+    """Lines of a log, at most one per (cause, address) in interval_s seconds; the next says how many it hid.
 
     It remembers at most capacity pairs; while all of them are fresh, further new pairs share one place. Any
     thread may call it; its lock is never held while the log is written.
@@ -30,11 +30,15 @@ class QuietLog:
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}  # when last written, how many hidden since
 
     def warning(self, cause: str, address: str, text: str) -> bool:
+        """write() at the level WARNING."""
+        return self.write(logging.WARNING, cause, address, text)
+
+    def write(self, level: int, cause: str, address: str, text: str) -> bool:
         """Log 'address: text' unless this cause and address were logged lately; returns whether it was."""
         hidden = self._hidden(cause, address)
         if hidden is None:
             return False
-        self._logger.warning("%s: %s%s", address, text, f" ({hidden} more like this)" if hidden else "")
+        self._logger.log(level, "%s: %s%s", address, text, f" ({hidden} more like this)" if hidden else "")
         return True
 
     def _hidden(self, cause: str, address: str) -> int | None:

@@ -11,6 +11,7 @@ import pytest
 from transport_helpers import CLUSTER, HOST, drive, free_port
 
 from raft.transport.acceptor import listen
+from raft.transport.handshake import PeerAddress
 from raft.transport.network import PeerNetwork
 
 
@@ -21,7 +22,9 @@ def net() -> Iterator[SimpleNamespace]:
     fatal: list[tuple[str, BaseException]] = []
 
     def make(node_id: int, ports: dict[int, int], **extra: Any) -> PeerNetwork:
-        members = {peer_id: (HOST, port) for peer_id, port in ports.items()}
+        members = extra.pop("members", None) or {
+            peer_id: PeerAddress(HOST, port) for peer_id, port in ports.items()
+        }
         network = PeerNetwork(
             node_id, CLUSTER, members, HOST, ports[node_id], lambda *fault: fatal.append(fault), **extra
         )

@@ -19,6 +19,7 @@ from transport_helpers import (
     dial_raw,
     drive,
     free_port,
+    members,
     wait_for,
 )
 
@@ -26,6 +27,7 @@ from raft.transport import dialer as dialer_module
 from raft.transport.dialer import Backoff
 from raft.transport.frames import FrameType, encode_frame
 from raft.transport.handover import Handover, Incoming, Outgoing
+from raft.transport.handshake import PeerAddress
 from raft.transport.network import PeerNetwork
 from raft.transport.node_messages import Ping
 
@@ -154,7 +156,7 @@ def test_a_reset_is_a_disconnect_in_either_direction(net: Any, listener: socket.
 
 
 def test_an_exception_in_a_dialer_is_fatal(net: Any) -> None:
-    one = PeerNetwork(1, CLUSTER, {2: (object(), 1)}, HOST, 0, lambda *f: net.fatal.append(f))  # type: ignore[dict-item]
+    one = PeerNetwork(1, CLUSTER, {2: PeerAddress(object(), 1)}, HOST, 0, lambda *f: net.fatal.append(f))  # type: ignore[arg-type]
     one.start()
     wait_for(lambda: net.fatal)
     one.close()
@@ -199,7 +201,7 @@ def test_an_impossible_address_is_logged_not_fatal(net: Any, caplog: Any, addres
     """A wrong member entry must not stop the node: on_fatal would raise at the end of the test."""
     caplog.set_level(logging.WARNING)
     one = net.make(1, {1: 0})
-    one.set_members({1: (HOST, 0), 2: address})
+    one.set_members({1: PeerAddress(HOST, 0), 2: PeerAddress(*address)}, "")
     wait_for(lambda: "node 2 at" in caplog.text)
     assert "raft-dial-2" in raft_threads()
 
@@ -211,7 +213,7 @@ def test_a_newer_handover_closes_the_older_and_a_closed_one_closes_all() -> None
     handover.put_incoming(first)
     handover.put_incoming(second)
     assert first.sock.fileno() == -1
-    assert handover.take() == (set(), [second], [], set())
+    assert handover.take() == (False, [second], [], set())
     assert handover.take() is None
     handover.close()
     handover.put_incoming(third)
@@ -226,8 +228,8 @@ def test_a_connection_of_a_replaced_dialer_is_not_adopted(net: Any, listener: so
     ours, theirs = socket.socketpair()
     with accept_raw(listener, 2), theirs:
         drive([one], lambda: one.connected(2))
-        stale = one._dialers[2]
-        one.set_members({2: (HOST, free_port())})
+        stale = one._membership._dialers[2]
+        one.set_members(members({2: free_port()}), "")
         drive([one], lambda: not one.connected(2))
         one._handover.put_outgoing(Outgoing(stale, "run", ours))
         one.poll(0)

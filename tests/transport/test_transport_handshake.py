@@ -12,11 +12,20 @@ from typing import Any
 
 import msgspec
 import pytest
-from transport_helpers import CLUSTER, HOST, closed_by_peer, dial_raw, drive, free_port, wait_for
+from transport_helpers import (
+    CLUSTER,
+    HOST,
+    closed_by_peer,
+    dial_raw,
+    drive,
+    free_port,
+    read_refusal,
+    wait_for,
+)
 
 from raft.transport import frames, handshake
 from raft.transport.acceptor import Acceptor, listen
-from raft.transport.frames import FrameDecoder, FrameType, encode_frame
+from raft.transport.frames import FrameType, encode_frame
 from raft.transport.handover import Handover
 from raft.transport.handshake import (
     PROTOCOL_VERSION,
@@ -39,21 +48,15 @@ def hello_frame(**changes: Any) -> bytes:
     return encode_frame(FrameType.HELLO, msgspec.msgpack.encode(msgspec.structs.replace(GOOD, **changes)))
 
 
+def let_in(_hello: Hello) -> Welcome:
+    """Node 1 takes anybody."""
+    return Welcome(1, "run")
+
+
 def other_wire_version() -> bytes:
     frame = bytearray(hello_frame())
     frame[4] = 9
     return bytes(frame)
-
-
-def read_refusal(sock: socket.socket) -> Refused:
-    decoder = FrameDecoder()
-    sock.settimeout(5)
-    while True:
-        data = sock.recv(4096)
-        assert data, "closed without an answer"
-        for frame_type, payload in decoder.feed(data):
-            assert frame_type is FrameType.REFUSED
-            return msgspec.msgpack.decode(payload, type=Refused)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ REFUSALS = [
     ("target", hello_frame(to_id=3), "looks for node 3, this is node 1"),
     ("sender", hello_frame(from_id=9), "node 9"),
     ("sender", hello_frame(from_id=1), "node 1"),
-    ("version", hello_frame(protocol=9), f"version 9, this node speaks {PROTOCOL_VERSION}"),
+    ("version", hello_frame(protocol=9), f"version 9, the node it dialed speaks {PROTOCOL_VERSION}"),
     ("version", other_wire_version(), "version 9, this node speaks 1"),
 ]
 
@@ -113,7 +116,7 @@ def test_an_oversized_hello_is_refused_at_its_header() -> None:
         data = encode_frame(FrameType.HELLO, bytes(frames.MAX_HELLO_BYTES + 1))
         theirs.sendall(data)
         with pytest.raises(HandshakeError) as caught:
-            receive(ours, Welcome(1, "run"), CLUSTER, lambda _: True, 5)
+            receive(ours, let_in, 5)
         assert caught.value.cause == "garbage"
         left = len(data) - frames.HEADER_BYTES
         assert len(ours.recv(len(data), socket.MSG_DONTWAIT)) == left
@@ -123,7 +126,7 @@ def test_nothing_behind_the_hello_is_read() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(hello_frame() + b"what follows")
-        assert receive(ours, Welcome(1, "run"), CLUSTER, lambda peer_id: peer_id == 2, 5) == GOOD
+        assert receive(ours, let_in, 5) == GOOD
         assert ours.recv(100) == b"what follows"
 
 
@@ -134,7 +137,7 @@ def test_silence_ends_at_the_deadline(first: bytes) -> None:
         theirs.sendall(first)
         began = time.monotonic()
         with pytest.raises(HandshakeError) as caught:
-            receive(ours, Welcome(1, "run"), CLUSTER, lambda _: True, 0.1)
+            receive(ours, let_in, 0.1)
         assert caught.value.cause == "silence"
         assert 0.1 <= time.monotonic() - began < 2
 
@@ -154,7 +157,7 @@ def test_dripping_bytes_do_not_move_the_deadline() -> None:
     with ours, theirs:
         began = time.monotonic()
         with pytest.raises(HandshakeError) as caught:
-            receive(ours, Welcome(1, "run"), CLUSTER, lambda _: True, 0.2)
+            receive(ours, let_in, 0.2)
         stop.set()
         thread.join()
     assert caught.value.cause == "silence"
@@ -192,11 +195,9 @@ def test_both_sides_together() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         got: list[Hello] = []
-        thread = threading.Thread(
-            target=lambda: got.append(receive(ours, Welcome(1, "one"), CLUSTER, lambda _: True, 5))
-        )
+        thread = threading.Thread(target=lambda: got.append(receive(ours, let_in, 5)))
         thread.start()
-        assert introduce(theirs, GOOD, 5) == Welcome(1, "one")
+        assert introduce(theirs, GOOD, 5) == Welcome(1, "run")
         thread.join(5)
         assert got == [GOOD]
 
@@ -233,9 +234,7 @@ def small_acceptor() -> Any:
     listener = listen(HOST, 0)
     acceptor = Acceptor(
         listener,
-        Welcome(1, "run"),
-        CLUSTER,
-        lambda peer_id: peer_id == 2,
+        lambda hello, _source: let_in(hello),
         taken.append,
         handover,
         QuietLog(logging.getLogger("test")),

@@ -10,12 +10,12 @@ import time
 from typing import Any
 
 from transport_helpers import (
-    HOST,
     accept_raw,
     closed_by_peer,
     dial_raw,
     drive,
     free_port,
+    members,
     wait_for,
 )
 
@@ -320,17 +320,17 @@ def test_members_come_go_and_move(net: Any) -> None:
     drive([one, two], lambda: one.connected(2) and two.connected(1))
     three = net.make(3, ports)
     drive([three], lambda: three.statistics()[1].connects_out == 0 and 2 in three._outgoing)
-    one.set_members({each: (HOST, port) for each, port in ports.items()})  # 3 comes
+    one.set_members(members(ports), "")  # 3 comes
     drive([one, two, three], lambda: one.connected(3) and three.connected(1) and one.connected(2))
     assert one.statistics()[2].connects_out == 1  # whoever stays keeps its connection
-    one.set_members({1: (HOST, ports[1]), 3: (HOST, ports[3])})  # 2 goes
+    one.set_members(members({1: ports[1], 3: ports[3]}), "")  # 2 goes
     drive([one, two, three], lambda: not one.connected(2) and 2 not in one._incoming)
     assert one.take_disconnects() == []
     assert not one.send(2, Ping(1, 1))
     moved = free_port()
     three.close()
     new = net.make(3, {**ports, 3: moved})
-    one.set_members({1: (HOST, ports[1]), 3: (HOST, moved)})  # 3 moves
+    one.set_members(members({1: ports[1], 3: moved}), "")  # 3 moves
     drive([one, new], lambda: one.connected(3) and new.connected(1))
     assert one.send(3, Ping(1, 1))
     drive([one, new], lambda: new.statistics()[1].messages_in == 1)
@@ -340,7 +340,7 @@ def test_a_connection_of_a_member_removed_meanwhile_is_not_adopted(net: Any) -> 
     one = net.make(1, {1: 0, 2: free_port()})
     with dial_raw(one.address, 2, 1) as sock:
         wait_for(lambda: one._handover._incoming)
-        one.set_members({})
+        one.set_members({}, "")
         one.poll(0)
         assert closed_by_peer(sock)
         assert one._by_fd == {}
@@ -349,7 +349,7 @@ def test_a_connection_of_a_member_removed_meanwhile_is_not_adopted(net: Any) -> 
 def test_a_handshake_that_ends_after_its_peer_was_removed_is_not_adopted(net: Any) -> None:
     """The helper thread verified the sender, then the members changed, then it handed the socket over."""
     one = net.make(1, {1: 0, 2: free_port()})
-    one.set_members({})
+    one.set_members({}, "")
     ours, theirs = socket.socketpair()
     with theirs:
         one._handover.put_incoming(Incoming(2, "run", ours))

@@ -12,7 +12,7 @@ from ledger.ledger import Policy
 from raft.clients.server import Backend, ClientServer
 from raft.config import RaftSettings, RewardSettings, Settings
 from raft.core.core import RaftCore
-from raft.core.membership import Configuration
+from raft.core.membership import Configuration, encode_configuration
 from raft.core.state import CoreOptions
 from raft.machine.machine import Machine
 from raft.runtime.applier import Applier
@@ -20,6 +20,9 @@ from raft.runtime.clock import Clock
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
 from raft.runtime.pings import PingBoard
+from raft.runtime.restore import restore
+from raft.runtime.snapshots import Snapshots
+from raft.runtime.status_board import StatusBoard
 from raft.runtime.turns import Turns
 from raft.runtime.worker import Hooks, Worker
 from raft.storage.node_storage import NodeStorage
@@ -53,12 +56,14 @@ class Parts:
     projector: Projector
     feed: Feed
     pings: PingBoard
+    board: StatusBoard
 
     def close(self) -> None:
         """End everything but the worker, which must have ended: clients first, the disk last."""
         self.server.stop()
         self.feed.close()
         self.projector.stop(PROJECTOR_S)
+        self.worker.snapshots.close()
         self.network.close()
         self.storage.close()
 
@@ -87,7 +92,8 @@ def _build(
     storage: NodeStorage,
 ) -> Parts:
     members, me = settings.cluster.nodes, settings.member(node_id)
-    configuration = Configuration(tuple(sorted(member.id for member in members)))
+    founding = Configuration(tuple(sorted(member.id for member in members)))
+    machine, configuration, snapshot_index = restore(storage, settings.cluster.name, founding)
     core = RaftCore(
         node_id,
         configuration,
@@ -96,8 +102,8 @@ def _build(
         options=core_options(settings.raft),
         rng=rng,
         now=clock.monotonic_ms(),
+        snapshot_index=snapshot_index,
     )
-    machine = Machine(settings.cluster.name)
     network = PeerNetwork(
         node_id,
         settings.cluster.name,
@@ -118,7 +124,9 @@ def _build(
     )
     pings = PingBoard()
     feed = Feed(network.wake)
-    applier = Applier(core, machine, desk.proposals, owner.publish, storage.log.last_index)
+    applied = encode_configuration(configuration)
+    applier = Applier(core, machine, desk.proposals, owner.publish, storage.log.last_index, applied)
+    snapshots = _snapshots(settings, storage, machine, desk, applier)
     turns = Turns(core, machine, desk.proposals, pings, policy(settings.rewards), members, owner.ping_all)
     return Parts(
         configuration=configuration,
@@ -126,10 +134,26 @@ def _build(
         core=core,
         network=network,
         server=ClientServer(owner, settings, me.host, me.client_port, on_fatal=owner.on_fatal),
-        worker=Worker(owner, core, storage, network, machine, desk, applier, turns, feed, pings, clock),
+        worker=Worker(
+            owner, core, storage, network, machine, desk, applier, turns, feed, snapshots, pings, clock
+        ),
         projector=_projector(owner, settings, node_id, feed),
         feed=feed,
         pings=pings,
+        board=StatusBoard(settings, run_id, core, machine, pings, desk.load, snapshots),
+    )
+
+
+def _snapshots(
+    settings: Settings, storage: NodeStorage, machine: Machine, desk: Desk, applier: Applier
+) -> Snapshots:
+    return Snapshots(
+        machine,
+        storage.snapshots,
+        storage.log,
+        desk.load,
+        configuration=lambda: applier.configuration,
+        every_entries=settings.storage.snapshot_every_entries,
     )
 
 

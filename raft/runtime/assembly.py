@@ -73,7 +73,11 @@ def open_parts(
 ) -> Parts:
     """Open the data directory and build everything on it. Raises StorageError, IdentityError, ValueError."""
     storage = NodeStorage.open(
-        settings.storage.node_dir(node_id), settings.cluster.name, node_id, fsync=settings.storage.fsync
+        settings.storage.node_dir(node_id),
+        settings.cluster.name,
+        node_id,
+        fsync=settings.storage.fsync,
+        segment_bytes=settings.storage.segment_bytes,
     )
     try:
         return _build(owner, settings, node_id, run_id, clock, rng, storage)

@@ -189,7 +189,7 @@ class Waiter:
         return only
 
 
-WRITES = {b"RAFT", b"SET", b"DEL", b"INCR", b"APPEND", b"FLUSHALL", b"FOLLOWER"}
+WRITES = {b"RAFT", b"ONCE", b"SET", b"DEL", b"INCR", b"APPEND", b"FLUSHALL", b"FOLLOWER"}
 
 
 class Bench:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from runtime_support import Bench, Waiter, is_error
+from runtime_support import Bench, Waiter, encode, is_error
 
 from raft.core.entry import Entry, EntryKind
 from raft.core.membership import Configuration, Server, decode_configuration, encode_configuration
@@ -62,11 +63,15 @@ def reopened(bench: Bench, **options: object) -> Bench:
 
 
 def until(bench: Bench, condition: Callable[[], bool], after_ms: float = 1.0) -> None:
-    """Turn until it is so; a real child takes real time."""
+    """Turn until it is so. A child takes real time: it is waited for, so that it costs one turn, not many
+    (in which intervals would open and close)."""
     deadline = time.monotonic() + 30
     while not condition():
+        child = bench.snapshots._child
+        while isinstance(child, ChildSnapshot) and child.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         assert time.monotonic() < deadline
-        time.sleep(0.001)
         bench.turn(after_ms=after_ms)
 
 
@@ -108,7 +113,7 @@ class Script:
         self.configurations.append(configuration)
         script = self
 
-        class Child(ChildSnapshot):
+        class Child:
             def __init__(self) -> None:
                 self.pause_s = 0.001
                 self._writer = store.writer(machine.applied_index, machine.applied_term, configuration)
@@ -127,7 +132,8 @@ class Script:
             def cancel(self) -> Outcome:
                 return Outcome(Result.CANCELLED, "cancelled", 0.0)
 
-        return Child()
+        child: Any = Child()
+        return child
 
 
 DONE = Outcome(Result.DONE, "", 0.1)
@@ -345,8 +351,13 @@ def test_a_real_child_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture
     good = take(bench)
     write(bench, 3)
     bench.snapshots._fork = slow
-    waiter = bench.submit(ASK)
-    until(bench, lambda: len(names(bench)) == 2 and bench.snapshots._child.progress is not None)  # type: ignore[union-attr]
+    waiter = bench.ask(ASK)
+    child = bench.snapshots._child
+    assert child is not None
+    deadline = time.monotonic() + 30
+    while child.progress is None:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
     left = next(path for path in tmp_path.iterdir() if path.name.endswith(".taking.tmp"))
     content = left.read_bytes()
     os.kill(pids[0], signal.SIGKILL)
@@ -461,9 +472,9 @@ def test_a_snapshot_has_the_applied_configuration_and_never_a_later_one(tmp_path
     assert decode_configuration(info.configuration) == Configuration((1, 2, 3)), "the founding one"
     entry = Entry(2, 1, EntryKind.CONFIGURATION, encode_configuration(old))
     bench.turn((2, bench.heartbeat(2, 1, entry)))
-    bench.replicate([b"SET", b"a", b"2"])
+    committed = Entry(3, 1, EntryKind.COMMANDS, encode(bench.at_ms, [[b"SET", b"a", b"2"]]))
     uncommitted = Entry(4, 1, EntryKind.CONFIGURATION, encode_configuration(new))
-    bench.turn((2, AppendEntries(1, 2, 3, 1, (uncommitted,), 3)))
+    bench.turn((2, AppendEntries(1, 2, 2, 1, (committed, uncommitted), 3)))
     assert (bench.state.log.last_index, bench.machine.applied_index) == (4, 3)
     assert take(bench) == 3
     info = bench.storage.snapshots.latest()

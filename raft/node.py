@@ -37,6 +37,7 @@ from raft.core.messages import AppendEntries, RequestVote
 from raft.core.state import Role
 from raft.runtime.assembly import Parts, open_parts
 from raft.runtime.clock import Clock, SystemClock
+from raft.runtime.status_board import StatusBoard
 from raft.status import NodeStatus
 from raft.transport.node_messages import Ping
 
@@ -77,9 +78,7 @@ class RaftNode:
         self._election_moved = threading.Event()
         self._election_deadline_ms = self._heartbeat_due_ms = float("inf")
         self._worker_ident: int | None = None
-        self._started_s = time.monotonic()
-        self._status: NodeStatus | None = None
-        self._status_key: object = None
+        self._board: StatusBoard | None = None
         self._last_vote_request: RequestVote | None = None
 
     # --- life -----------------------------------------------------------------------------------------
@@ -90,7 +89,7 @@ class RaftNode:
         settings = self.settings
         parts = self._parts = open_parts(self, settings, self.node_id, self.run_id, self._clock, self._rng)
         self._core, self._worker, self._network = parts.core, parts.worker, parts.network
-        self._server, self._pings = parts.server, parts.pings
+        self._server, self._pings, self._board = parts.server, parts.pings, parts.board
         self._peers = parts.configuration.peers(self.node_id)
         try:
             self.publish_status()
@@ -360,8 +359,8 @@ class RaftNode:
 
     def status(self) -> NodeStatus:
         """This node as its worker last saw it."""
-        assert self._status is not None, "start() publishes the first"
-        return self._status
+        assert self._board is not None and self._board.current is not None, "start() publishes the first"
+        return self._board.current
 
     def has_responded(self, raft_member: int) -> bool:
         """Whether the member answered one of the latest pings."""
@@ -369,46 +368,13 @@ class RaftNode:
 
     def is_raft_leader(self, raft_member: int) -> bool:
         """Whether this node takes that member for the leader."""
-        return self._status is not None and self._status.leader_id == raft_member
+        status = self._board.current if self._board is not None else None
+        return status is not None and status.leader_id == raft_member
 
     def publish_status(self) -> None:
         """Replace the snapshot if anything in it changed. Worker only, once start() has returned."""
-        state, machine = self._core.state, self._worker.machine
-        log_ = state.log
-        lag = machine.ledger.projection_lag()
-        silent = tuple(peer for peer in self._peers if self._pings.silent(peer))
-        quorum = state.role is not Role.LEADER or state.leader_is_alive()
-        key = (
-            *(silent, quorum),
-            *(state.role, state.term, state.leader_id, state.voted_for, log_.last_index, state.commit_index),
-            *(machine.applied_index, lag, self._worker.desk.load.taken),
-        )
-        if key == self._status_key:
-            return
-        self._status_key = key
-        self._status = NodeStatus(
-            node_id=self.node_id,
-            cluster_name=self.settings.cluster.name,
-            run_id=self.run_id,
-            started_monotonic_s=self._started_s,
-            role=state.role.value,
-            term=state.term,
-            leader_id=state.leader_id,
-            voted_for=state.voted_for,
-            has_quorum=quorum,
-            commit_index=state.commit_index,
-            applied_index=machine.applied_index,
-            last_log_index=log_.last_index,
-            first_log_index=log_.first_index,
-            members=self.settings.cluster.nodes,
-            voters=state.configuration.voters,
-            learners=state.configuration.learners,
-            silent=silent,
-            match=tuple((peer, progress.match_index) for peer, progress in state.progress.items()),
-            database_lag=lag,
-            pending_requests=self._worker.desk.load.taken,
-            keys=len(machine.kv.values),
-        )
+        assert self._board is not None, "start() makes it"
+        self._board.publish()
 
 
 def raft_node_worker(raft_node: RaftNode) -> None:

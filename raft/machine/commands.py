@@ -26,7 +26,7 @@ class Kind(Enum):
     READ = "read"  # the machine, linearizably
     WRITE = "write"  # the machine, through the log
     TRANSACTION = "transaction"  # the client handler thread, which sends the worker ~EXEC and asks ~VERSION
-    CONTROL = "control"  # the leader's worker itself, never through the log
+    CONTROL = "control"  # a worker itself, never through the log: the leader's, for RAFT SNAPSHOT this node's
     LATER = "later"  # nobody yet: "ERR ... is not supported yet"
 
 
@@ -143,7 +143,7 @@ _TABLE: dict[str, tuple[_Row, ...]] = {
         ("RAFT PROMOTE", _C, 3, _NO_KEY, "Gives a learner its vote"),
         ("RAFT REMOVE", _C, 3, _NO_KEY, "Removes a member"),
         ("RAFT TRANSFER", _C, -2, _NO_KEY, "Hands the leadership over"),
-        ("RAFT SNAPSHOT", _X, 2, _NO_KEY, "Takes a snapshot now"),
+        ("RAFT SNAPSHOT", _C, 2, _NO_KEY, "Has this node take a snapshot now"),
         ("RAFT DIGEST", _R, 2, _NO_KEY, "Answers the applied index and the hash of all replicated state"),
         ("CLUSTER SLOTS", _S, 2, _NO_KEY, "Answers the slot ranges and their nodes"),
         ("CLUSTER SHARDS", _S, 2, _NO_KEY, "Answers the shards and their nodes"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raft.core.core import RaftCore
+from raft.core.entry import EntryKind
 from raft.machine.machine import Machine
 from raft.runtime.proposals import Proposals
 
@@ -19,11 +20,22 @@ Publish = Callable[[str, str], None]
 
 
 class Applier:
-    """Owned by the worker. publish(channel, payload): events of entries newer than silent_until go there."""
+    """Owned by the worker. publish(channel, payload): events of entries newer than silent_until go there.
+
+    configuration: the applied one, encoded, for the next snapshot: never one that may still be taken back.
+    Whoever replaces the machine's state (an installed snapshot) replaces it, too.
+    """
 
     def __init__(
-        self, core: RaftCore, machine: Machine, proposals: Proposals, publish: Publish, silent_until: int
+        self,
+        core: RaftCore,
+        machine: Machine,
+        proposals: Proposals,
+        publish: Publish,
+        silent_until: int,
+        configuration: bytes,
     ) -> None:
+        self.configuration = configuration
         self._state = core.state
         self._machine = machine
         self._proposals = proposals
@@ -58,6 +70,8 @@ class Applier:
         commands = 0
         for entry in entries:
             self._machine.apply(entry, want_replies=False)
+            if entry.kind == EntryKind.CONFIGURATION:
+                self.configuration = entry.data
             self._tell()
             commands += 1 + len(entry.data) // BYTES_PER_COMMAND
             if commands >= COMMANDS_PER_TURN:

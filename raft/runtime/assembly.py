@@ -12,7 +12,7 @@ from ledger.ledger import Policy
 from raft.clients.server import Backend, ClientServer
 from raft.config import RaftSettings, RewardSettings, Settings
 from raft.core.core import RaftCore
-from raft.core.membership import Configuration
+from raft.core.membership import Configuration, encode_configuration
 from raft.core.state import CoreOptions
 from raft.machine.machine import Machine
 from raft.runtime.applier import Applier
@@ -20,6 +20,9 @@ from raft.runtime.clock import Clock
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
 from raft.runtime.pings import PingBoard
+from raft.runtime.restore import restore
+from raft.runtime.snapshots import Snapshots
+from raft.runtime.status_board import StatusBoard
 from raft.runtime.turns import Turns
 from raft.runtime.worker import Hooks, Worker
 from raft.storage.node_storage import NodeStorage
@@ -54,12 +57,14 @@ class Parts:
     projector: Projector
     feed: Feed
     pings: PingBoard
+    board: StatusBoard
 
     def close(self) -> None:
         """End everything but the worker, which must have ended: clients first, the disk last."""
         self.server.stop()
         self.feed.close()
         self.projector.stop(PROJECTOR_S)
+        self.worker.snapshots.close()
         self.network.close()
         self.storage.close()
 
@@ -69,7 +74,11 @@ def open_parts(
 ) -> Parts:
     """Open the data directory and build everything on it. Raises StorageError, IdentityError, ValueError."""
     storage = NodeStorage.open(
-        settings.storage.node_dir(node_id), settings.cluster.name, node_id, fsync=settings.storage.fsync
+        settings.storage.node_dir(node_id),
+        settings.cluster.name,
+        node_id,
+        fsync=settings.storage.fsync,
+        segment_bytes=settings.storage.segment_bytes,
     )
     try:
         return _build(owner, settings, node_id, run_id, clock, rng, storage)
@@ -88,7 +97,8 @@ def _build(
     storage: NodeStorage,
 ) -> Parts:
     members, me = settings.cluster.nodes, settings.member(node_id)
-    configuration = Configuration(tuple(sorted(member.id for member in members)))
+    founding = Configuration(tuple(sorted(member.id for member in members)))
+    machine, configuration, snapshot_index = restore(storage, settings.cluster.name, founding)
     core = RaftCore(
         node_id,
         configuration,
@@ -97,8 +107,8 @@ def _build(
         options=core_options(settings.raft),
         rng=rng,
         now=clock.monotonic_ms(),
+        snapshot_index=snapshot_index,
     )
-    machine = Machine(settings.cluster.name)
     network = PeerNetwork(
         node_id,
         settings.cluster.name,
@@ -121,7 +131,9 @@ def _build(
     )
     pings = PingBoard()
     feed = Feed(network.wake)
-    applier = Applier(core, machine, desk.proposals, owner.publish, storage.log.last_index)
+    applied = encode_configuration(configuration)
+    applier = Applier(core, machine, desk.proposals, owner.publish, storage.log.last_index, applied)
+    snapshots = _snapshots(settings, storage, machine, desk, applier)
     turns = Turns(core, machine, desk.proposals, pings, policy(settings.rewards), members, owner.ping_all)
     return Parts(
         configuration=configuration,
@@ -129,10 +141,26 @@ def _build(
         core=core,
         network=network,
         server=ClientServer(owner, settings, me.host, me.client_port, on_fatal=owner.on_fatal),
-        worker=Worker(owner, core, storage, network, machine, desk, applier, turns, feed, pings, clock),
+        worker=Worker(
+            owner, core, storage, network, machine, desk, applier, turns, feed, snapshots, pings, clock
+        ),
         projector=_projector(owner, settings, node_id, feed),
         feed=feed,
         pings=pings,
+        board=StatusBoard(settings, run_id, core, machine, pings, desk.load, snapshots),
+    )
+
+
+def _snapshots(
+    settings: Settings, storage: NodeStorage, machine: Machine, desk: Desk, applier: Applier
+) -> Snapshots:
+    return Snapshots(
+        machine,
+        storage.snapshots,
+        storage.log,
+        desk.load,
+        configuration=lambda: applier.configuration,
+        every_entries=settings.storage.snapshot_every_entries,
     )
 
 

@@ -22,6 +22,7 @@ from raft.runtime.load import Load
 from raft.runtime.membership import Membership
 from raft.runtime.proposals import Proposals
 from raft.runtime.reads import Reads
+from raft.runtime.snapshots import is_snapshot_command
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
 RETRY_MS = 20.0  # how long a batch waits before it is offered to the same leader again
@@ -53,6 +54,7 @@ class Desk:
         self.control = Control(core, self.load, membership)
         self.forwarding = Forwarding(send, self._hold, self.load, first_request_id)
         self._inbox: deque[Batch] = deque()
+        self._snapshot_requests: list[Batch] = []
         self._held: list[tuple[float, Batch]] = []
         self._held_under: tuple[int, int | None] = (0, None)  # the term and leader that did not take them
         self._retry_at = 0.0
@@ -101,7 +103,9 @@ class Desk:
 
     def _route(self, batch: Batch, deadline: float) -> None:
         state = self._state
-        if state.role is Role.LEADER:
+        if batch.writes and is_snapshot_command(batch):
+            self._snapshot_requests.append(batch)  # this node's own affair, whoever leads
+        elif state.role is Role.LEADER:
             if not batch.writes:
                 self.reads.add(batch, deadline)
             elif is_control(batch):
@@ -116,6 +120,11 @@ class Desk:
             self.forwarding.forward(state.leader_id, batch, deadline, self._now + 2 * self._hold_ms)
         else:
             self.reads.add(batch, deadline)
+
+    def take_snapshot_requests(self) -> list[Batch]:
+        """The RAFT SNAPSHOTs that came since the last call."""
+        taken, self._snapshot_requests = self._snapshot_requests, []
+        return taken
 
     def on_forward(self, sender: int, message: Forward) -> None:
         """A peer forwards its client's commands."""
@@ -200,6 +209,7 @@ class Desk:
         self.proposals.fail_all(UNKNOWN, STOPPING)
         self.forwarding.leader_lost(None)
         batches = [batch for _, batch in self._held] + self.reads.drain() + list(self._inbox)
+        batches += self.take_snapshot_requests()
         self._held.clear()
         self._inbox.clear()
         for batch in batches:

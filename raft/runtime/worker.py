@@ -26,6 +26,7 @@ from raft.runtime.clock import Clock, LogClock
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
 from raft.runtime.pings import PingBoard
+from raft.runtime.snapshots import Snapshots
 from raft.runtime.turns import Turns
 from raft.storage.errors import DiskFullError
 from raft.storage.node_storage import NodeStorage
@@ -74,6 +75,7 @@ class Worker:
         applier: Applier,
         turns: Turns,
         feed: Feed,
+        snapshots: Snapshots,
         pings: PingBoard,
         clock: Clock,
     ) -> None:
@@ -86,6 +88,7 @@ class Worker:
         self.applier = applier
         self.turns = turns
         self.feed = feed
+        self.snapshots = snapshots
         self.pings = pings
         self.clock = clock
         self._log_clock = LogClock(clock)
@@ -122,6 +125,7 @@ class Worker:
             received = self.network.poll(self._wait_s())
             self.turn(received)
         self.desk.close()
+        self.snapshots.close()
         self.network.flush()
 
     def turn(self, received: list[tuple[int, PeerMessage]]) -> None:
@@ -149,14 +153,25 @@ class Worker:
         if now >= self._next_expiry_check_ms:
             self._next_expiry_check_ms = now + EXPIRY_STEP_MS
             self.desk.expire()
-        self.hooks.publish_status()
         self.network.flush()
+        self._keep_snapshots(now)
+        self.hooks.publish_status()
+        self.snapshots.deliver()
+
+    def _keep_snapshots(self, now: float) -> None:
+        """Last in the turn: a fork must not find effects half carried out."""
+        for batch in self.desk.take_snapshot_requests():
+            self.snapshots.request(batch)
+        self.busy_since_ms = self.clock.monotonic_ms()
+        self.snapshots.advance(now)
+        self.busy_since_ms = None
 
     def _wait_s(self) -> float:
         if self.applier.behind or self.desk.reads.unfinished:
             return 0.0
         now = self.clock.monotonic_ms()
-        wait_ms = min(LONGEST_WAIT_S * 1000, self.desk.next_deadline() + 1 - now)
+        deadline = min(self.desk.next_deadline(), self.snapshots.next_deadline())
+        wait_ms = min(LONGEST_WAIT_S * 1000, deadline + 1 - now)
         if self.core.state.role is Role.LEADER and self.turns.established:
             wait_ms = min(wait_ms, max(self.turns.next_due_ms() - self.clock.wall_ms(), 1.0))
         return max(wait_ms, 0.0) / 1000

@@ -97,7 +97,6 @@ def test_the_hot_rows_say_what_lookup_says() -> None:
         ([b"READONLY"], b"+OK\r\n"),
         ([b"READWRITE"], b"+OK\r\n"),
         ([b"ASKING"], b"+OK\r\n"),
-        ([b"RAFT", b"SNAPSHOT"], b"-ERR RAFT SNAPSHOT is not supported yet\r\n"),
         (
             [b"~TERM", b"1", b"{}", b"[]"],
             b"-ERR unknown command '~TERM', with args beginning with: '1' '{}' '[]' \r\n",

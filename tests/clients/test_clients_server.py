@@ -21,13 +21,13 @@ from raft.replies import OK
 def test_local_and_worker_commands_are_answered_in_order(wire: Wire) -> None:
     wire.send(
         resp(b"PING") + resp(b"SET", b"a", b"1") + resp(b"ECHO", b"x") + resp(b"INCR", b"a") + b"GET a\r\n"
-        + resp(b"NOSUCH") + resp(b"GET") + resp(b"PING", b"y") + resp(b"RAFT", b"SNAPSHOT")
+        + resp(b"NOSUCH") + resp(b"GET") + resp(b"PING", b"y") + resp(b"RAFT", b"DREAM")
     )  # fmt: skip
     wire.expect(
         b"+PONG\r\n+OK\r\n$1\r\nx\r\n:2\r\n$1\r\n2\r\n"
         b"-ERR unknown command 'NOSUCH', with args beginning with: \r\n"
         b"-ERR wrong number of arguments for 'get' command\r\n"
-        b"$1\r\ny\r\n-ERR RAFT SNAPSHOT is not supported yet\r\n"
+        b"$1\r\ny\r\n-ERR unknown subcommand 'DREAM'. Try RAFT HELP.\r\n"
     )
 
 

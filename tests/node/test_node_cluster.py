@@ -294,7 +294,6 @@ def test_what_later_issues_bring_is_refused_with_a_clear_error(calm: Cluster) ->
         ("RAFT", "ADD", "4", "127.0.0.1", "1", "2", "3"),
         ("RAFT", "PROMOTE", "4"),
         ("RAFT", "REMOVE", "4"),
-        ("RAFT", "SNAPSHOT"),
     ):
         with pytest.raises(redis.ResponseError, match="not supported yet"):
             calm.client(1).execute_command(*words)

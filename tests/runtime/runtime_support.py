@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ledger.ledger import Policy
@@ -16,7 +17,7 @@ from raft.config import Member
 from raft.core.core import RaftCore
 from raft.core.effects import HardState
 from raft.core.entry import Entry, EntryKind
-from raft.core.membership import Configuration
+from raft.core.membership import Configuration, encode_configuration
 from raft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -31,8 +32,12 @@ from raft.runtime.applier import Applier
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
 from raft.runtime.pings import PingBoard
+from raft.runtime.restore import restore
+from raft.runtime.snapshots import Fork, Snapshots
+from raft.runtime.snapshotting import take_snapshot
 from raft.runtime.turns import Turns
 from raft.runtime.worker import Worker
+from raft.storage.node_storage import NodeStorage
 from raft.transport.codec import MessageCodec
 from raft.transport.node_messages import PeerMessage, Ping, Pong
 
@@ -101,11 +106,19 @@ class MemoryLog:
         self.events.append("sync")
 
 
+class NoSnapshots:
+    """A snapshot store that has none."""
+
+    def latest(self) -> None:
+        return None
+
+
 class MemoryStorage:
     """NodeStorage without a directory."""
 
     def __init__(self, events: list[str], entries: list[Entry], hard_state: HardState) -> None:
         self.log = MemoryLog(events, entries)
+        self.snapshots = NoSnapshots()
         self.hard_state = hard_state
         self.events = events
 
@@ -176,7 +189,7 @@ class Waiter:
         return only
 
 
-WRITES = {b"SET", b"DEL", b"INCR", b"APPEND", b"FLUSHALL", b"FOLLOWER"}
+WRITES = {b"RAFT", b"ONCE", b"SET", b"DEL", b"INCR", b"APPEND", b"FLUSHALL", b"FOLLOWER"}
 
 
 class Bench:
@@ -191,24 +204,32 @@ class Bench:
         log: list[Entry] | None = None,
         term: int = 0,
         heartbeat_ms: float = HEARTBEAT,
+        directory: Path | None = None,
+        every_entries: int = 10**9,
+        fork: Fork = take_snapshot,
     ) -> None:
+        """directory: a real data directory, with its log, term and snapshots, instead of none."""
         self.clock = FakeClock()
         self.events: list[str] = []
         self.published: list[tuple[str, str]] = []
-        self.storage = MemoryStorage(self.events, log or [], HardState(term))
+        self.storage: Any = MemoryStorage(self.events, log or [], HardState(term))
+        ids = tuple(range(1, voters + 1))
+        self.machine, configuration, snapshot_index = Machine("bench"), Configuration(ids), 0
+        if directory is not None:
+            self.storage = NodeStorage.open(directory, "bench", 1, segment_bytes=4096, prepare_ahead=False)
+            self.machine, configuration, snapshot_index = restore(self.storage, "bench", configuration)
         self.network = FakeNetwork(self.events)
         options = CoreOptions(TIMEOUT_MIN, TIMEOUT_MAX, heartbeat_ms, lease_reads=lease_reads)
-        ids = tuple(range(1, voters + 1))
         self.core = RaftCore(
             1,
-            Configuration(ids),
+            configuration,
             self.storage.log,
             hard_state=self.storage.hard_state,
             options=options,
             rng=random.Random(1),
             now=self.clock.now,
+            snapshot_index=snapshot_index,
         )
-        self.machine = Machine("bench")
         self.desk = Desk(
             self.core,
             self.machine,
@@ -226,21 +247,30 @@ class Bench:
         )  # fmt: skip
         members = tuple(Member(i, "127.0.0.1", 7100 + i, 7200 + i, 7300 + i) for i in ids)
         silent_until = self.storage.log.last_index
-        applier = Applier(
+        self.applier = Applier(
             self.core,
             self.machine,
             self.desk.proposals,
             lambda *news: self.published.append(news),
             silent_until,
+            encode_configuration(configuration),
+        )
+        self.snapshots = Snapshots(
+            self.machine,
+            self.storage.snapshots,
+            self.storage.log,
+            self.desk.load,
+            configuration=lambda: self.applier.configuration,
+            every_entries=every_entries,
+            fork=fork,
         )
         turns = Turns(
             self.core, self.machine, self.desk.proposals, self.pings, self.policy, members, self.ping_all
         )
-        storage: Any = self.storage
         network: Any = self.network
         self.worker = Worker(
-            self, self.core, storage, network, self.machine, self.desk, applier, turns, self.feed, self.pings,
-            self.clock,
+            self, self.core, self.storage, network, self.machine, self.desk, self.applier, turns, self.feed,
+            self.snapshots, self.pings, self.clock,
         )  # fmt: skip
         self.waiters: list[Waiter] = []
 

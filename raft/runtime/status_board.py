@@ -1,0 +1,100 @@
+"""What a node publishes of itself: its worker builds a new NodeStatus whenever something in it changed."""
+
+from __future__ import annotations
+
+import time
+
+from raft.config import Member, Settings
+from raft.core.core import RaftCore
+from raft.core.membership import Configuration
+from raft.core.state import Role
+from raft.machine.machine import Machine
+from raft.runtime.load import Load
+from raft.runtime.pings import PingBoard
+from raft.runtime.snapshots import Snapshots
+from raft.status import NodeStatus
+
+
+class StatusBoard:
+    """Owned by the worker, but for `current`, which any thread may read."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run_id: str,
+        core: RaftCore,
+        machine: Machine,
+        pings: PingBoard,
+        load: Load,
+        snapshots: Snapshots,
+    ) -> None:
+        self.current: NodeStatus | None = None
+        self._settings = settings
+        self._run_id = run_id
+        self._started_s = time.monotonic()
+        self._state = core.state
+        self._machine = machine
+        self._pings = pings
+        self._load = load
+        self._snapshots = snapshots
+        self._key: object = None
+        self._members: tuple[Configuration, tuple[Member, ...]] | None = None
+
+    def publish(self) -> None:
+        """Replace `current` if anything in it changed."""
+        state, machine, log = self._state, self._machine, self._state.log
+        configuration = state.configuration
+        lag = machine.ledger.projection_lag()
+        silent = tuple(peer for peer in configuration.peers(state.node_id) if self._pings.silent(peer))
+        quorum = state.role is not Role.LEADER or state.leader_is_alive()
+        taken, snapshot_index, first = self._load.taken, self._snapshots.index, log.first_index
+        key = (
+            *(silent, quorum, configuration, snapshot_index, first),
+            *(state.role, state.term, state.leader_id, state.voted_for, log.last_index, state.commit_index),
+            *(machine.applied_index, lag, taken),
+        )
+        if key == self._key:
+            return
+        self._key = key
+        self.current = NodeStatus(
+            node_id=state.node_id,
+            cluster_name=self._settings.cluster.name,
+            run_id=self._run_id,
+            started_monotonic_s=self._started_s,
+            role=state.role.value,
+            term=state.term,
+            leader_id=state.leader_id,
+            voted_for=state.voted_for,
+            has_quorum=quorum,
+            commit_index=state.commit_index,
+            applied_index=machine.applied_index,
+            last_log_index=log.last_index,
+            first_log_index=first,
+            snapshot_index=snapshot_index,
+            members=self._members_of(configuration),
+            voters=configuration.voters,
+            learners=configuration.learners,
+            silent=silent,
+            match=tuple((peer, progress.match_index) for peer, progress in state.progress.items()),
+            database_lag=lag,
+            pending_requests=taken,
+            keys=len(machine.kv.values),
+        )
+
+    def _members_of(self, configuration: Configuration) -> tuple[Member, ...]:
+        """Everybody's addresses: those of the configuration, before it has any those of config.yaml."""
+        if not configuration.servers:
+            return self._settings.cluster.nodes
+        if self._members is None or self._members[0] is not configuration:
+            members = tuple(
+                Member(
+                    id=server.id,
+                    host=server.host,
+                    raft_port=server.raft_port,
+                    client_port=server.client_port,
+                    http_port=server.http_port,
+                )
+                for server in configuration.servers
+            )
+            self._members = (configuration, members)
+        return self._members[1]

@@ -379,7 +379,7 @@ class RaftNode:
         silent = tuple(peer for peer in self._peers if self._pings.silent(peer))
         quorum = state.role is not Role.LEADER or state.leader_is_alive()
         key = (
-            *(silent, quorum),
+            *(silent, quorum, self._worker.agreement.agreed_index),
             *(state.role, state.term, state.leader_id, state.voted_for, log_.last_index, state.commit_index),
             *(machine.applied_index, lag, self._worker.desk.load.taken),
         )
@@ -405,6 +405,7 @@ class RaftNode:
             learners=state.configuration.learners,
             silent=silent,
             match=tuple((peer, progress.match_index) for peer, progress in state.progress.items()),
+            last_digest_index=self._worker.agreement.agreed_index,
             database_lag=lag,
             pending_requests=self._worker.desk.load.taken,
             keys=len(machine.kv.values),

@@ -14,21 +14,33 @@ from raft.runtime.proposals import Proposals
 COMMANDS_PER_TURN = 4096
 BYTES_PER_COMMAND = 16  # stored entries are counted by their size: about a short command's
 BYTES_PER_READ = COMMANDS_PER_TURN * BYTES_PER_COMMAND
+LIVE_ENTRIES = 1000  # who is further behind the commit index is catching up
 
 Publish = Callable[[str, str], None]
 
 
 class Applier:
-    """Owned by the worker. publish(channel, payload): events of entries newer than silent_until go there."""
+    """Owned by the worker. publish(channel, payload): events of entries newer than silent_until go there.
+
+    compare(live): called right after each entry that holds ~DIGEST, before the next one is applied. live: the
+    entry is newer than silent_until, and this node is not catching up.
+    """
 
     def __init__(
-        self, core: RaftCore, machine: Machine, proposals: Proposals, publish: Publish, silent_until: int
+        self,
+        core: RaftCore,
+        machine: Machine,
+        proposals: Proposals,
+        publish: Publish,
+        silent_until: int,
+        compare: Callable[[bool], None] = lambda _live: None,
     ) -> None:
         self._state = core.state
         self._machine = machine
         self._proposals = proposals
         self._publish = publish
         self._silent_until = silent_until
+        self._compare = compare
 
     @property
     def behind(self) -> bool:
@@ -42,7 +54,7 @@ class Applier:
             done = self._proposals.next_if(machine.applied_index + 1)
             if done is not None:
                 replies = machine.apply_commands(done.index, self._state.term, done.at_ms, done.commands)
-                self._tell()
+                self._applied()
                 self._proposals.answer(done, replies)
                 commands += len(replies)
             else:
@@ -58,13 +70,18 @@ class Applier:
         commands = 0
         for entry in entries:
             self._machine.apply(entry, want_replies=False)
-            self._tell()
+            self._applied()
             commands += 1 + len(entry.data) // BYTES_PER_COMMAND
             if commands >= COMMANDS_PER_TURN:
                 break
         return commands
 
-    def _tell(self) -> None:
-        for channel, payload in self._machine.take_events():
-            if self._machine.applied_index > self._silent_until:
+    def _applied(self) -> None:
+        """An entry is applied, all of it."""
+        machine = self._machine
+        new = machine.applied_index > self._silent_until
+        for channel, payload in machine.take_events():
+            if new:
                 self._publish(channel, payload)
+        if machine.take_digest_due():
+            self._compare(new and self._state.commit_index - machine.applied_index <= LIVE_ENTRIES)

@@ -15,6 +15,7 @@ from raft.core.core import RaftCore
 from raft.core.membership import Configuration
 from raft.core.state import CoreOptions
 from raft.machine.machine import Machine
+from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.clock import Clock
 from raft.runtime.desk import Desk
@@ -118,19 +119,44 @@ def _build(
     )
     pings = PingBoard()
     feed = Feed(network.wake)
-    applier = Applier(core, machine, desk.proposals, owner.publish, storage.log.last_index)
-    turns = Turns(core, machine, desk.proposals, pings, policy(settings.rewards), members, owner.ping_all)
+    worker = _worker(owner, settings, storage, core, network, machine, desk, feed, pings, clock)
     return Parts(
         configuration=configuration,
         storage=storage,
         core=core,
         network=network,
         server=ClientServer(owner, settings, me.host, me.client_port, on_fatal=owner.on_fatal),
-        worker=Worker(owner, core, storage, network, machine, desk, applier, turns, feed, pings, clock),
+        worker=worker,
         projector=_projector(owner, settings, node_id, feed),
         feed=feed,
         pings=pings,
     )
+
+
+def _worker(
+    owner: Owner,
+    settings: Settings,
+    storage: NodeStorage,
+    core: RaftCore,
+    network: PeerNetwork,
+    machine: Machine,
+    desk: Desk,
+    feed: Feed,
+    pings: PingBoard,
+    clock: Clock,
+) -> Worker:
+    agreement = Agreement(core, machine, network.queue, interval_s=settings.raft.digest_interval_s)
+    applier = Applier(core, machine, desk.proposals, owner.publish, storage.log.last_index, agreement.applied)
+    turns = Turns(
+        core,
+        machine,
+        desk.proposals,
+        pings,
+        policy(settings.rewards),
+        lambda: core.state.configuration.servers or settings.cluster.nodes,
+        owner.ping_all,
+    )
+    return Worker(owner, core, storage, network, machine, desk, applier, turns, feed, pings, clock, agreement)
 
 
 def core_options(raft: RaftSettings) -> CoreOptions:

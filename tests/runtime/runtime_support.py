@@ -27,6 +27,7 @@ from raft.core.state import CoreOptions, Role
 from raft.machine.batch import decode_batch
 from raft.machine.machine import Machine
 from raft.replies import Error, Reply
+from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
@@ -191,6 +192,7 @@ class Bench:
         log: list[Entry] | None = None,
         term: int = 0,
         heartbeat_ms: float = HEARTBEAT,
+        digest_interval_s: float = 0,
     ) -> None:
         self.clock = FakeClock()
         self.events: list[str] = []
@@ -226,21 +228,29 @@ class Bench:
         )  # fmt: skip
         members = tuple(Member(i, "127.0.0.1", 7100 + i, 7200 + i, 7300 + i) for i in ids)
         silent_until = self.storage.log.last_index
+        self.agreement = Agreement(self.core, self.machine, self.network.queue, interval_s=digest_interval_s)
         applier = Applier(
             self.core,
             self.machine,
             self.desk.proposals,
             lambda *news: self.published.append(news),
             silent_until,
+            self.agreement.applied,
         )
         turns = Turns(
-            self.core, self.machine, self.desk.proposals, self.pings, self.policy, members, self.ping_all
+            self.core,
+            self.machine,
+            self.desk.proposals,
+            self.pings,
+            self.policy,
+            lambda: members,
+            self.ping_all,
         )
         storage: Any = self.storage
         network: Any = self.network
         self.worker = Worker(
             self, self.core, storage, network, self.machine, self.desk, applier, turns, self.feed, self.pings,
-            self.clock,
+            self.clock, self.agreement,
         )  # fmt: skip
         self.waiters: list[Waiter] = []
 

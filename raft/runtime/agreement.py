@@ -267,9 +267,9 @@ class Agreement:
         me = self._state.node_id
         return DivergedError(
             f"the state of node {me} has diverged: at index {one.index} its digest is {one.digest}, but "
-            f"{who} has {theirs}. It stops, so that nobody is served from it. Do not start it again on this "
-            f"data: keep a copy of its data directory for analysis, RAFT REMOVE {me} on another node, empty "
-            f"the directory, RAFT ADD {me} …; then it gets everything anew"
+            f"that of {who} is {theirs}. It stops, so that nobody is served from it. Do not start it again "
+            "on this data: keep a copy of its data directory for analysis, then on another node RAFT REMOVE "
+            f"{me}, empty the directory, and RAFT ADD {me} …; it gets everything anew"
         )
 
 

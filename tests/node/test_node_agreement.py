@@ -207,7 +207,7 @@ def test_a_process_that_applies_something_else_ends_with_exit_code_1(tmp_path: P
     """The code of one node is wrong. Its clients are cut off; the others say who it was."""
     script = tmp_path / "flawed.py"
     script.write_text(FLAWED.format(root=str(Path(__file__).resolve().parents[2])))
-    allowed = ("has diverged", r"node \d differs: at index", "Traceback", "DivergedError")
+    allowed = ("has diverged", r"node \d differs: at index", "Traceback", "by a fatal fault")
     with running(tmp_path, raft={"digest_interval_s": 1}, allowed=allowed) as cluster:
         flawed = cluster.leader() if who == "leader" else cluster.followers()[0]
         cluster.kill(flawed)

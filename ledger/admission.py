@@ -13,7 +13,7 @@ from raft.replies import OK, Reply
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
-    """One member of the cluster in ~TERM's members_json."""
+    """One member of the cluster in the members_json of ~TERM and ~MEMBERS."""
 
     id: str
     address: str

@@ -132,6 +132,13 @@ def _system_term(state: LedgerState, context: Context, words: Words) -> Reply:
     return OK
 
 
+def _system_members(state: LedgerState, context: Context, words: Words) -> Reply:
+    """~MEMBERS members_json: the cluster's members changed while a leader is in office. Nothing is opened,
+    closed or excused: who has left with a turn open is judged like a worker that has left."""
+    admission.set_members(state, context, admission.decode_members(words[0]))
+    return OK
+
+
 def _system_open(state: LedgerState, context: Context, words: Words) -> Reply:
     """~OPEN n due_at_ms leader_id policy_json."""
     number, due_at = integer(words[0], "interval", low=1), integer(words[1], "due_at", low=0)
@@ -173,6 +180,7 @@ _TABLE: Final[dict[bytes, tuple[int, int, Handler]]] = {
     b"INTERVAL CURRENT": (0, 0, _current),
     b"INTERVAL SHOW": (1, 1, _show),
     b"~TERM": (3, 3, _system_term),
+    b"~MEMBERS": (1, 1, _system_members),
     b"~OPEN": (4, 4, _system_open),
     b"~CLOSE": (3, _MANY, _system_close),
     b"~PROJECTED": (1, 1, _system_projected),

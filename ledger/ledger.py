@@ -36,7 +36,7 @@ class Ledger:
         self._state = LedgerState(Outbox(outbox_bytes))
 
     def execute(self, args: list[bytes], context: Context) -> Reply:
-        """Carry out a FOLLOWER, REWARD or INTERVAL command, or ~TERM ~OPEN ~CLOSE ~PROJECTED.
+        """Carry out a FOLLOWER, REWARD or INTERVAL command, or ~TERM ~MEMBERS ~OPEN ~CLOSE ~PROJECTED.
 
         args: the words as sent. context: the entry that holds the command; its index never falls. Whatever
         is wrong with args is an Error reply and changes nothing (but NOTURN and OVERCLAIM are on record). A

@@ -28,5 +28,8 @@ def next_system_command(
         return [b"~OPEN", b"%d" % number, b"%d" % due_at, b"%d" % leader_id, policy.encode()]
     if now_ms < interval.due_at:
         return None
-    members = [name.encode() for name in state.followers.members if name in answered_members]
-    return [b"~CLOSE", b"%d" % interval.number, b"%d" % leader_id, b"1" if excused else b"0", *members]
+    members = [name for name in state.followers.members if name in answered_members]
+    # Who answered in its turn and was removed afterwards has answered all the same.
+    removed = set(answered_members).intersection(interval.turns).difference(members)
+    names = [name.encode() for name in (*members, *sorted(removed))]
+    return [b"~CLOSE", b"%d" % interval.number, b"%d" % leader_id, b"1" if excused else b"0", *names]

@@ -61,6 +61,9 @@ IntervalMs = Annotated[
     int, Meta(ge=10, le=_DAY_MS, description=f"a whole number of milliseconds from 10 to {_DAY_MS}")
 ]
 Seconds = Annotated[int, Meta(ge=1, le=10**9, description="a whole number of seconds from 1 to 1000000000")]
+SecondsOrZero = Annotated[
+    int, Meta(ge=0, le=10**9, description="a whole number of seconds from 0 to 1000000000")
+]
 Amount = Annotated[int, Meta(ge=0, le=10**9, description="a whole number from 0 to 1000000000")]
 Count = Annotated[int, Meta(ge=1, le=10**9, description="a whole number from 1 to 1000000000")]
 CountOrZero = Annotated[int, Meta(ge=0, le=10**9, description="a whole number from 0 to 1000000000")]
@@ -130,7 +133,7 @@ class ClusterSettings(Section, frozen=True):
 
 
 class RaftSettings(Section, frozen=True):
-    """`raft`: timing of the consensus; all times in milliseconds."""
+    """`raft`: timing of the consensus; times in milliseconds where the name does not say otherwise."""
 
     election_timeout_ms: Annotated[
         tuple[Milliseconds, Milliseconds],
@@ -139,6 +142,7 @@ class RaftSettings(Section, frozen=True):
     heartbeat_interval_ms: Milliseconds = 60
     ping_interval_ms: Milliseconds = 1000
     lease_reads: bool = False
+    digest_interval_s: SecondsOrZero = 60
 
 
 class StorageSettings(Section, frozen=True):

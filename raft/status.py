@@ -25,7 +25,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     version: str = VERSION
     started_monotonic_s: float  # time.monotonic() at the start of this process
 
-    role: str  # "leader", "follower", "candidate", "pre-candidate" or "learner"
+    role: str  # "leader", "follower", "candidate", "pre-candidate", "learner" or "removed"
     term: int
     leader_id: int | None  # None: this node knows of no leader in its term
     voted_for: int | None  # in this term
@@ -36,6 +36,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_log_index: int
     first_log_index: int  # oldest entry still in the log
     snapshot_index: int = 0  # last entry that the newest snapshot covers
+    last_digest_index: int = 0  # the last entry after which a majority had this node's digest
 
     members: tuple[Member, ...]  # everybody's addresses, this node included
     voters: tuple[int, ...]  # ids, ascending

@@ -50,6 +50,7 @@ def _raft_info(_connection: Connection, _args: list[bytes], server: ServerState)
         "last_log_index": status.last_log_index,
         "first_log_index": status.first_log_index,
         "snapshot_index": status.snapshot_index,
+        "last_digest_index": status.last_digest_index,
         "voters": _ids(status.voters),
         "learners": _ids(status.learners),
         "silent": _ids(status.silent),

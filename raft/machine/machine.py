@@ -15,7 +15,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from ledger.ledger import Context, Ledger
+from ledger.ledger import Context, Hasher, Ledger
 from raft.core.entry import Entry, EntryKind
 from raft.machine.arguments import RefusedError
 from raft.machine.batch import decode_batch
@@ -54,6 +54,7 @@ class Machine:
 
     __slots__ = (
         "_digest_asked",
+        "_digest_due",
         "_once_rows",
         "_quiet_rows",
         "_read_rows",
@@ -75,6 +76,7 @@ class Machine:
         self.applied_index = 0
         self.applied_term = 0
         self._digest_asked = False
+        self._digest_due = False
         reads, writes = self._value_rows(Kind.READ), self._value_rows(Kind.WRITE)
         system = self._system_rows()
         self._once_rows: _Rows = {
@@ -186,12 +188,23 @@ class Machine:
         (replicated) order, versions, the sessions and the ledger. Takes 0.3 to 1 s for a million keys.
         """
         hasher = hashlib.sha256()
+        self.digest_into(hasher)
+        return hasher.hexdigest()
+
+    def digest_into(self, hasher: Hasher) -> None:
+        """Give the same to a hash that was made before: see raft/runtime/digesting.py. Raises InvariantError
+        if the ledger contradicts itself."""
         head = f"{self.cluster_name}\n{self.applied_index} {self.applied_term} {self.at_ms}\n"
         hasher.update(head.encode())
         self.kv.feed(hasher.update)
         self.sessions.feed(hasher.update)
         self.ledger.digest_into(hasher)
-        return hasher.hexdigest()
+
+    def take_digest_due(self) -> bool:
+        """Whether the entries applied since the last call held ~DIGEST: all members are to compare their
+        digests after that entry."""
+        due, self._digest_due = self._digest_due, False
+        return due
 
     # --- snapshots ---
 
@@ -216,6 +229,7 @@ class Machine:
         self.kv.become(other.kv)
         self.ledger, self.sessions = other.ledger, other.sessions
         self.applied_index, self.applied_term = other.applied_index, other.applied_term
+        self._digest_due = False
 
     # --- what executes what ---
 
@@ -233,6 +247,7 @@ class Machine:
         """Rows of what only leaders propose."""
         rows: _Rows = dict.fromkeys(_LEDGER_SYSTEM, (self._ledger_system, 1, sys.maxsize))
         rows[b"~EXPIRE"] = (_expired, 1, 1)
+        rows[b"~DIGEST"] = (self._compare, 1, 1)
         rows[b"~EXEC"] = (self._exec, 2, 2)
         return rows
 
@@ -307,6 +322,11 @@ class Machine:
         self._digest_asked = True
         return _DIGEST_AT_END
 
+    def _compare(self, _words: list[bytes]) -> Reply:
+        """~DIGEST: the state stays as it is. Whoever applies the entry compares once all of it is applied."""
+        self._digest_due = True
+        return OK
+
     def _no_digest(self, words: list[bytes]) -> Reply:
         _kind(words)
         return None
@@ -320,7 +340,7 @@ class Machine:
         return [self.applied_index, self.digest()] if len(words) == 2 else _wrong_arity(words)
 
 
-_LEDGER_SYSTEM = (b"~TERM", b"~OPEN", b"~CLOSE", b"~PROJECTED")
+_LEDGER_SYSTEM = (b"~TERM", b"~OPEN", b"~CLOSE", b"~PROJECTED", b"~MEMBERS")
 
 
 def _containers(ledger: _Handler, digest: _Handler) -> _Rows:

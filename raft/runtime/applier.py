@@ -15,6 +15,7 @@ from raft.runtime.proposals import Proposals
 COMMANDS_PER_TURN = 4096
 BYTES_PER_COMMAND = 16  # stored entries are counted by their size: about a short command's
 BYTES_PER_READ = COMMANDS_PER_TURN * BYTES_PER_COMMAND
+LIVE_ENTRIES = 1000  # who is further behind the commit index is catching up
 
 Publish = Callable[[str, str], None]
 
@@ -24,6 +25,9 @@ class Applier:
 
     configuration: the applied one, encoded, for the next snapshot: never one that may still be taken back.
     Whoever replaces the machine's state (an installed snapshot) replaces it, too.
+
+    compare(live): called right after each entry that holds ~DIGEST, before the next one is applied. live: the
+    entry is newer than silent_until, and this node is not catching up.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class Applier:
         publish: Publish,
         silent_until: int,
         configuration: bytes,
+        compare: Callable[[bool], None] = lambda _live: None,
     ) -> None:
         self.configuration = configuration
         self._state = core.state
@@ -41,6 +46,7 @@ class Applier:
         self._proposals = proposals
         self._publish = publish
         self._silent_until = silent_until
+        self._compare = compare
 
     @property
     def behind(self) -> bool:
@@ -54,7 +60,7 @@ class Applier:
             done = self._proposals.next_if(machine.applied_index + 1)
             if done is not None:
                 replies = machine.apply_commands(done.index, self._state.term, done.at_ms, done.commands)
-                self._tell()
+                self._applied()
                 self._proposals.answer(done, replies)
                 commands += len(replies)
             else:
@@ -72,13 +78,18 @@ class Applier:
             self._machine.apply(entry, want_replies=False)
             if entry.kind == EntryKind.CONFIGURATION:
                 self.configuration = entry.data
-            self._tell()
+            self._applied()
             commands += 1 + len(entry.data) // BYTES_PER_COMMAND
             if commands >= COMMANDS_PER_TURN:
                 break
         return commands
 
-    def _tell(self) -> None:
-        for channel, payload in self._machine.take_events():
-            if self._machine.applied_index > self._silent_until:
+    def _applied(self) -> None:
+        """An entry is applied, all of it."""
+        machine = self._machine
+        new = machine.applied_index > self._silent_until
+        for channel, payload in machine.take_events():
+            if new:
                 self._publish(channel, payload)
+        if machine.take_digest_due():
+            self._compare(new and self._state.commit_index - machine.applied_index <= LIVE_ENTRIES)

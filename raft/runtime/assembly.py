@@ -15,6 +15,7 @@ from raft.core.core import RaftCore
 from raft.core.membership import Configuration, encode_configuration
 from raft.core.state import CoreOptions
 from raft.machine.machine import Machine
+from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.clock import Clock
 from raft.runtime.desk import Desk
@@ -131,23 +132,32 @@ def _build(
     )
     pings = PingBoard()
     feed = Feed(network.wake)
-    applied = encode_configuration(configuration)
-    applier = Applier(core, machine, desk.proposals, owner.publish, storage.log.last_index, applied)
-    snapshots = _snapshots(settings, storage, machine, desk, applier)
-    turns = Turns(core, machine, desk.proposals, pings, policy(settings.rewards), members, owner.ping_all)
+    worker = _worker(
+        owner,
+        settings,
+        storage,
+        core,
+        network,
+        machine,
+        desk,
+        feed,
+        pings,
+        clock,
+        encode_configuration(configuration),
+    )
     return Parts(
         configuration=configuration,
         storage=storage,
         core=core,
         network=network,
         server=ClientServer(owner, settings, me.host, me.client_port, on_fatal=owner.on_fatal),
-        worker=Worker(
-            owner, core, storage, network, machine, desk, applier, turns, feed, snapshots, pings, clock
-        ),
+        worker=worker,
         projector=_projector(owner, settings, node_id, feed),
         feed=feed,
         pings=pings,
-        board=StatusBoard(settings, run_id, core, machine, pings, desk.load, snapshots),
+        board=StatusBoard(
+            settings, run_id, core, machine, pings, desk.load, worker.snapshots, worker.agreement
+        ),
     )
 
 
@@ -161,6 +171,40 @@ def _snapshots(
         desk.load,
         configuration=lambda: applier.configuration,
         every_entries=settings.storage.snapshot_every_entries,
+    )
+
+
+def _worker(
+    owner: Owner,
+    settings: Settings,
+    storage: NodeStorage,
+    core: RaftCore,
+    network: PeerNetwork,
+    machine: Machine,
+    desk: Desk,
+    feed: Feed,
+    pings: PingBoard,
+    clock: Clock,
+    configuration: bytes,
+) -> Worker:
+    """configuration: the one applied so far, encoded."""
+    agreement = Agreement(core, machine, network.queue, interval_s=settings.raft.digest_interval_s)
+    silent_until = storage.log.last_index
+    applier = Applier(
+        core, machine, desk.proposals, owner.publish, silent_until, configuration, agreement.applied
+    )
+    snapshots = _snapshots(settings, storage, machine, desk, applier)
+    turns = Turns(
+        core,
+        machine,
+        desk.proposals,
+        pings,
+        policy(settings.rewards),
+        lambda: core.state.configuration.servers or settings.cluster.nodes,
+        owner.ping_all,
+    )
+    return Worker(
+        owner, core, storage, network, machine, desk, applier, turns, feed, snapshots, pings, clock, agreement
     )
 
 

@@ -7,10 +7,11 @@ keys and values: for its few seconds a snapshot may take up to as much memory ag
 paused only while the kernel copies the page tables; docs/operations.md has the numbers.
 
 What makes it safe beside other threads: the child has only the thread that forked, so whatever lock another
-thread held at that moment stays locked in the child for ever. The child therefore runs nothing but the dump,
-the storage's system calls and C code without locks: no logging, no import, no print, no exit handlers. It
-closes every descriptor but its pipe first (a client's or peer's socket that stays open here would never look
-closed), dies with its parent, runs at low priority and is killed after a time limit.
+thread held at that moment stays locked in the child for ever. The child therefore runs nothing but the dump
+(or the digest: raft/runtime/digesting.py), the storage's system calls and C code without locks: no logging,
+no import, no print, no exit handlers. It closes every descriptor but its pipe first (a client's or peer's
+socket that stays open here would never look closed), dies with its parent, runs at low priority and is killed
+after a time limit.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PROGRESS_EVERY_S = 0.1
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE_BYTES = 2000
-_PROGRESS, _ERROR = 0, 1
+_PROGRESS, _ERROR, _RESULT = 0, 1, 2
 _RECORD = struct.Struct("<BQQ")  # kind; rows done and in all, or the length of the text behind it and 0
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded now: the child must not import or load anything
 
@@ -70,6 +71,7 @@ class ChildSnapshot:
         self.pid = pid
         self.pause_s = pause_s  # how long fork() held this process up
         self.progress: tuple[int, int] | None = None  # rows done, rows in all, as last heard
+        self.result: bytes | None = None  # what fork_result's compute() has returned, once it is DONE
         self._pipe = pipe
         self._started = time.monotonic()
         self._deadline = self._started + timeout_s
@@ -122,8 +124,11 @@ class ChildSnapshot:
                 continue
             if len(self._heard) < _RECORD.size + first:
                 break
-            text = self._heard[_RECORD.size : _RECORD.size + first]
-            self._error = text.decode("utf-8", "replace")
+            text = bytes(self._heard[_RECORD.size : _RECORD.size + first])
+            if kind == _RESULT:
+                self.result = text
+            else:
+                self._error = text.decode("utf-8", "replace")
             del self._heard[: _RECORD.size + first]
 
 
@@ -135,6 +140,25 @@ def fork_snapshot(
     Returns in the parent at once. write must keep to what this module's docstring allows; report(rows done,
     rows in all) may be called often. Raises OSError if there can be no child (memory, process limit).
     """
+    return _fork(lambda pipe: write(_reporter(pipe)), timeout_s, nice)
+
+
+def fork_result(
+    compute: Callable[[], bytes], *, timeout_s: float = TIMEOUT_S, nice: int = NICE
+) -> ChildSnapshot:
+    """The same for a child that hands back a few bytes (at most 2,000): `result`, once it is DONE."""
+
+    def work(pipe: int) -> None:
+        blob = compute()
+        if len(blob) > _MESSAGE_BYTES:
+            raise ValueError(f"a result of {len(blob)} bytes, at most {_MESSAGE_BYTES}")
+        os.write(pipe, _RECORD.pack(_RESULT, len(blob), 0) + blob)  # less than a pipe takes at once
+
+    return _fork(work, timeout_s, nice)
+
+
+def _fork(work: Callable[[int], None], timeout_s: float, nice: int) -> ChildSnapshot:
+    """A child that calls work(the pipe to its parent)."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     parent = os.getpid()
     started = time.monotonic()
@@ -145,7 +169,7 @@ def fork_snapshot(
         os.close(writer)
         raise
     if pid == 0:
-        _be_the_child(write, writer, parent, nice)
+        _be_the_child(work, writer, parent, nice)
     pause_s = time.monotonic() - started
     os.close(writer)
     return ChildSnapshot(pid, reader, timeout_s, pause_s)
@@ -175,13 +199,13 @@ def take_snapshot(
 # --- in the child
 
 
-def _be_the_child(write: Callable[[Report], None], pipe: int, parent: int, nice: int) -> None:
+def _be_the_child(work: Callable[[int], None], pipe: int, parent: int, nice: int) -> None:
     """Never returns, and never runs what the parent has registered for its own end."""
     code = Result.FAILED.value
     try:
         gc.disable()
         _detach(pipe, parent, nice)
-        write(_reporter(pipe))
+        work(pipe)
         code = Result.DONE.value
     except DiskFullError as error:
         code = Result.DISK_FULL.value

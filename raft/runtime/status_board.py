@@ -7,8 +7,9 @@ import time
 from raft.config import Member, Settings
 from raft.core.core import RaftCore
 from raft.core.membership import Configuration
-from raft.core.state import Role
+from raft.core.state import CoreState, Role
 from raft.machine.machine import Machine
+from raft.runtime.agreement import Agreement
 from raft.runtime.load import Load
 from raft.runtime.pings import PingBoard
 from raft.runtime.snapshots import Snapshots
@@ -27,6 +28,7 @@ class StatusBoard:
         pings: PingBoard,
         load: Load,
         snapshots: Snapshots,
+        agreement: Agreement,
     ) -> None:
         self.current: NodeStatus | None = None
         self._settings = settings
@@ -37,6 +39,7 @@ class StatusBoard:
         self._pings = pings
         self._load = load
         self._snapshots = snapshots
+        self._agreement = agreement
         self._key: object = None
         self._members: tuple[Configuration, tuple[Member, ...]] | None = None
 
@@ -49,7 +52,7 @@ class StatusBoard:
         quorum = state.role is not Role.LEADER or state.leader_is_alive()
         taken, snapshot_index, first = self._load.taken, self._snapshots.index, log.first_index
         key = (
-            *(silent, quorum, configuration, snapshot_index, first),
+            *(silent, quorum, configuration, snapshot_index, first, self._agreement.agreed_index),
             *(state.role, state.term, state.leader_id, state.voted_for, log.last_index, state.commit_index),
             *(machine.applied_index, lag, taken),
         )
@@ -61,7 +64,7 @@ class StatusBoard:
             cluster_name=self._settings.cluster.name,
             run_id=self._run_id,
             started_monotonic_s=self._started_s,
-            role=state.role.value,
+            role=_role_of(state),
             term=state.term,
             leader_id=state.leader_id,
             voted_for=state.voted_for,
@@ -76,6 +79,7 @@ class StatusBoard:
             learners=configuration.learners,
             silent=silent,
             match=tuple((peer, progress.match_index) for peer, progress in state.progress.items()),
+            last_digest_index=self._agreement.agreed_index,
             database_lag=lag,
             pending_requests=taken,
             keys=len(machine.kv.values),
@@ -98,3 +102,11 @@ class StatusBoard:
             )
             self._members = (configuration, members)
         return self._members[1]
+
+
+def _role_of(state: CoreState) -> str:
+    """The role as people call it: who has no vote is a learner, or does not belong (any more)."""
+    configuration = state.configuration
+    if state.role is not Role.FOLLOWER or state.node_id in configuration.voters:
+        return state.role.value
+    return "learner" if state.node_id in configuration.learners else "removed"

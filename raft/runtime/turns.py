@@ -2,16 +2,17 @@
 
 A leadership begins with ~TERM, which brings policy and members into the log and closes what a former leader
 left open. Only once that is applied does this leader know the ledger; then one system command is in the log
-at a time. What is proposed is decided by ledger/schedule.py from the applied state.
+at a time. ~MEMBERS tells the ledger of a change of the cluster's members in between. What is proposed is
+decided by ledger/schedule.py from the applied state.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from ledger.ledger import Policy
-from raft.config import Member
 from raft.core.core import RaftCore
 from raft.machine.machine import Machine
 from raft.runtime.pings import PingBoard
@@ -23,8 +24,22 @@ def member_name(node_id: int) -> str:
     return f"node-{node_id}"
 
 
+class MemberAddress(Protocol):
+    """What the ledger keeps of a member: raft.core.membership.Server or raft.config.Member."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def client_port(self) -> int: ...
+
+
 class Turns:
-    """Owned by the worker. ping_all(): sends a ping to every peer now."""
+    """Owned by the worker. members(): everyone in the configuration in force, for ~TERM. ping_all(): sends a
+    ping to every peer now."""
 
     def __init__(
         self,
@@ -33,7 +48,7 @@ class Turns:
         proposals: Proposals,
         pings: PingBoard,
         policy: Policy,
-        members: tuple[Member, ...],
+        members: Callable[[], Iterable[MemberAddress]],
         ping_all: Callable[[], None],
     ) -> None:
         self._state = core.state
@@ -47,15 +62,21 @@ class Turns:
         self._opened_ms = 0.0
         self._due_at = 0
         self._excused = False
+        self._changed_members: bytes | None = None  # what ~MEMBERS has to say
 
     def begin_leadership(self, now: float, at_ms: int) -> None:
         """Propose ~TERM: the first commands of this leadership, before any client's."""
-        members = [{"id": member_name(m.id), "address": f"{m.host}:{m.client_port}"} for m in self._members]
-        leader = b"%d" % self._state.node_id
-        self._proposals.add_system([b"~TERM", leader, self._policy.encode(), json.dumps(members).encode()])
+        leader, members = b"%d" % self._state.node_id, _members_json(self._members())
+        self._proposals.add_system([b"~TERM", leader, self._policy.encode(), members])
         self._proposals.flush(now, at_ms)
         self._pending_index = self._state.log.last_index
         self._due_at = 0
+        self._changed_members = None
+
+    def members_changed(self, members: Iterable[MemberAddress]) -> None:
+        """A configuration with these members (learners too) was committed while this node leads: ~MEMBERS is
+        proposed as soon as nothing else of this kind is in flight. Only the latest counts."""
+        self._changed_members = _members_json(members)
 
     def excuse(self) -> None:
         """The quorum, or this process, was away for a while: nobody is to blame for silence meanwhile."""
@@ -78,6 +99,10 @@ class Turns:
         proposed = expiry is not None and expiry <= at_ms
         if proposed:
             self._proposals.add_system([b"~EXPIRE"])
+        if self._changed_members is not None:
+            self._proposals.add_system([b"~MEMBERS", self._changed_members])
+            self._changed_members = None
+            proposed = True
         if at_ms >= self._due_at:
             proposed = self._propose_interval(now, at_ms) or proposed
         if proposed:
@@ -102,5 +127,12 @@ class Turns:
 
     def next_due_ms(self) -> int:
         """Wall clock, ms: when advance() may have something to do; 0 while something is in flight."""
+        if self._changed_members is not None:
+            return 0
         expiry = self._machine.next_expiry_ms()
         return self._due_at if expiry is None else min(self._due_at, expiry)
+
+
+def _members_json(members: Iterable[MemberAddress]) -> bytes:
+    rows = [{"id": member_name(m.id), "address": f"{m.host}:{m.client_port}"} for m in members]
+    return json.dumps(rows).encode()

@@ -21,6 +21,7 @@ from raft.core.invariants import ProtocolViolation
 from raft.core.messages import AppendEntries, RequestVote
 from raft.core.state import Role
 from raft.machine.machine import Machine
+from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.clock import Clock, LogClock
 from raft.runtime.desk import Desk
@@ -31,7 +32,7 @@ from raft.runtime.turns import Turns
 from raft.storage.errors import DiskFullError
 from raft.storage.node_storage import NodeStorage
 from raft.transport.network import PeerNetwork
-from raft.transport.node_messages import Forward, ForwardReply, PeerMessage, Ping, Pong
+from raft.transport.node_messages import DigestReport, Forward, ForwardReply, PeerMessage, Ping, Pong
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Worker:
         snapshots: Snapshots,
         pings: PingBoard,
         clock: Clock,
+        agreement: Agreement,
     ) -> None:
         self.hooks = hooks
         self.core = core
@@ -91,6 +93,7 @@ class Worker:
         self.snapshots = snapshots
         self.pings = pings
         self.clock = clock
+        self.agreement = agreement
         self._log_clock = LogClock(clock)
         self.stopping = False
         self.now = core.state.now
@@ -121,9 +124,12 @@ class Worker:
 
     def run(self) -> None:
         """Turn until stop(). Any exception means that the node must stop."""
-        while not self.stopping:
-            received = self.network.poll(self._wait_s())
-            self.turn(received)
+        try:
+            while not self.stopping:
+                received = self.network.poll(self._wait_s())
+                self.turn(received)
+        finally:
+            self.agreement.close()
         self.desk.close()
         self.snapshots.close()
         self.network.flush()
@@ -141,6 +147,7 @@ class Worker:
         self._notice_broken_peers()
         while self._posted:
             self._posted.popleft()(now)
+        self.agreement.poll(now)
         self.core.tick(now)
         self._notice_role(now, at_ms)
         self.desk.take_batches()
@@ -192,6 +199,8 @@ class Worker:
                 self.network.queue(sender, Pong(message.nonce, message.sent_ms))
             elif isinstance(message, Pong):
                 self.pings.answered(sender, message.nonce, self.now)
+            elif isinstance(message, DigestReport):
+                self.agreement.on_report(sender, message)
             else:
                 self.core.receive(sender, message, self.now)
         except ProtocolViolation as violation:
@@ -214,6 +223,8 @@ class Worker:
         if not has_quorum:
             self.turns.excuse()
         self.turns.advance(now, at_ms)
+        if has_quorum and self.turns.established and self.agreement.due(now):
+            self.desk.proposals.add_system([b"~DIGEST"])
         if self.turns.established:
             projected = self.feed.serve(
                 self.machine.ledger, self.machine.applied_index if has_quorum else None

@@ -1,4 +1,4 @@
-"""What nodes say to each other beside Raft itself: pings, and client commands forwarded to the leader.
+"""What nodes say to each other beside Raft itself: pings, client commands forwarded to the leader, digests.
 
 The same rules as in raft/core/messages.py: one narrow type each, the sender is the connection's, the tag is
 the wire's name of the type, and a field is only ever added at the end, with a default. PeerMessage is the
@@ -52,5 +52,17 @@ class ForwardReply(msgspec.Struct, frozen=True, array_like=True, tag="fwr"):
     error: str | None = None
 
 
-NodeMessage: TypeAlias = Ping | Pong | Forward | ForwardReply
+class DigestReport(msgspec.Struct, frozen=True, array_like=True, tag="dr", gc=False):
+    """The digest of the sender's replicated state right after the entry at index: raft/runtime/agreement.py.
+
+    digest: SHA-256 in hex; "" if the sender has taken none there and will not; "?" if it comes later.
+    wanted: the sender asks for the receiver's own (an answer never asks).
+    """
+
+    index: int
+    digest: str
+    wanted: bool = False
+
+
+NodeMessage: TypeAlias = Ping | Pong | Forward | ForwardReply | DigestReport
 PeerMessage: TypeAlias = Message | NodeMessage

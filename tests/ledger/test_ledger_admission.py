@@ -6,6 +6,7 @@ import pytest
 from ledger_driver import POLICY, Driver, members_json, policy_json
 
 from ledger.followers import Followers
+from ledger.policy import Policy
 
 
 def test_before_any_policy_commands_that_need_one_say_so() -> None:
@@ -358,6 +359,75 @@ def test_removing_and_adding_a_member_does_not_end_its_ban() -> None:
     assert (book.info("node-2")["state"], book.info("node-2")["misses_in_row"]) == ("active", 0)
 
 
+def test_members_that_change_in_office_come_and_go_without_a_new_term() -> None:
+    book = Driver()
+    book.take_office("node-1", "node-2")
+    book.open()
+    book.events()
+    book.ok("~MEMBERS", members_json("node-1", "node-3"))
+    assert book.events("cluster") == ["left node-2", "joined node-3"]
+    assert book.read("INTERVAL CURRENT")["closed_at"] is None
+    assert (book.info("node-2")["state"], book.info("node-3")["state"]) == ("left", "active")
+    assert book.info("node-3")["turn"] is None, "its first turn is in the next interval"
+    book.close("node-1")
+    book.round("node-1", "node-3")
+    assert [book.info(f"node-{n}")["balance"] for n in (1, 2, 3)] == [20, -5, 10]
+    book.ok("~MEMBERS", members_json("node-1", "node-2", "node-3"))
+    assert (book.info("node-2")["state"], book.info("node-2")["misses_in_row"]) == ("active", 1)
+
+
+def test_a_member_that_was_removed_in_its_turn_is_judged_like_a_worker_that_left() -> None:
+    book = Driver()
+    book.take_office("node-1", "node-2", "node-3")
+    book.join("alice", "bob")
+    book.open()
+    book.report("alice")
+    book.ok("FOLLOWER LEAVE", "alice")
+    book.ok("FOLLOWER LEAVE", "bob")
+    book.ok("~MEMBERS", members_json("node-1"))
+    book.at_ms += 2000
+    command = book.ledger.next_system_command(
+        book.at_ms, 1, {"node-1", "node-2", "node-9"}, False, Policy.decode(policy_json())
+    )
+    assert command == [b"~CLOSE", b"1", b"1", b"0", b"node-1", b"node-2"]
+    book.ok(*command)
+    names = ("node-1", "node-2", "node-3", "alice", "bob")
+    assert [book.info(name)["balance"] for name in names] == [10, 10, -5, 10, -5]
+    assert [book.info(name)["state"] for name in names[1:]] == ["left"] * 4
+
+
+def test_a_removed_member_is_never_banned() -> None:
+    book = Driver()
+    book.take_office("node-1", "node-2")
+    for _ in range(2):
+        book.round("node-1")
+    book.open()
+    book.ok("~MEMBERS", members_json("node-1"))
+    book.close("node-1")
+    assert (book.info("node-2")["state"], book.info("node-2")["misses_in_row"]) == ("left", 3)
+
+
+def test_the_same_members_again_change_nothing() -> None:
+    book = Driver()
+    book.take_office("node-1", "node-2")
+    before = book.digest()
+    book.ok("~MEMBERS", members_json("node-1", "node-2"))
+    assert book.digest() == before
+
+
+def test_mongodb_hears_of_members_that_come_and_go() -> None:
+    book = Driver()
+    book.take_office("node-1", "node-2")
+    book.ok("~PROJECTED", book.index)
+    book.ok("~MEMBERS", members_json("node-1", "node-3"))
+    batch = book.ledger.pull(100)
+    assert batch is not None and batch.upto_index == book.index
+    assert {row.node: (row.state, row.applied_index) for row in batch.rewards} == {
+        "node-2": ("left", book.index),
+        "node-3": ("active", book.index),
+    }
+
+
 @pytest.mark.parametrize(
     "members",
     [
@@ -375,6 +445,7 @@ def test_a_term_with_invalid_members_changes_nothing(book: Driver, members: byte
     before = book.digest()
     reply = str(book.do("~TERM", 1, policy_json(reward=77), members))
     assert reply.startswith("ERR ")
+    assert str(book.do("~MEMBERS", members)).startswith("ERR ")
     assert book.digest() == before
 
 

@@ -28,6 +28,7 @@ steps = st.one_of(
     st.tuples(st.just("open"), st.integers(0, 3), st.booleans()),
     st.tuples(st.just("close"), st.booleans(), st.lists(names, max_size=4)),
     st.tuples(st.just("term"), st.lists(st.sampled_from(MEMBERS), unique=True)),
+    st.tuples(st.just("members"), st.lists(st.sampled_from(MEMBERS), unique=True)),
     st.tuples(st.just("wait"), st.integers(0, 700_000)),
     st.tuples(st.just("projected"), st.integers(0, 8)),
 )
@@ -65,6 +66,8 @@ class Run:
             case "term", members:
                 book.term += 1
                 book.do("~TERM", 2, policy_json(), members_json(*members))
+            case "members", members:
+                book.do("~MEMBERS", members_json(*members))
             case "wait", milliseconds:
                 book.at_ms += milliseconds
             case "projected", back:
@@ -169,6 +172,7 @@ heads = st.sampled_from(
         b"INTERVAL CURRENT",
         b"INTERVAL SHOW",
         b"~TERM",
+        b"~MEMBERS",
         b"~OPEN",
         b"~CLOSE",
         b"~PROJECTED",

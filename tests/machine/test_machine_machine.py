@@ -75,6 +75,7 @@ def test_an_entry_out_of_order_is_refused(index: int, kind: EntryKind) -> None:
         [b"ONCE", b"s", b"1", b"NEW"],
         [b"ONCE", b"s", b"1", b"PING"],
         [b"ONCE", b"s", b"1", b"~EXPIRE"],
+        [b"ONCE", b"s", b"1", b"~DIGEST"],
         [b"ONCE", b"s", b"1", b"ONCE", b"s", b"2", b"GET", b"a"],
         [b"ONCE", b"s", b"1", b"RAFT", b"DIGEST"],
         [b"ONCE", b"s", b"1", b"FOLLOWER", b"FOO"],
@@ -82,6 +83,7 @@ def test_an_entry_out_of_order_is_refused(index: int, kind: EntryKind) -> None:
         [b"~EXEC", encode_transaction([], [[b"ONCE", b"s", b"1", b"GET", b"a"]])],
         [b"~EXEC", encode_transaction([], [[b"RAFT", b"DIGEST"]])],
         [b"~EXEC", encode_transaction([], [[b"~EXPIRE"]])],
+        [b"~EXEC", encode_transaction([], [[b"~DIGEST"]])],
     ],
 )
 @pytest.mark.parametrize("want_replies", [True, False])
@@ -99,6 +101,23 @@ def test_an_entry_of_an_unknown_kind_or_with_garbage_stops_the_node() -> None:
         Machine("c").apply(Entry(1, 1, 99, b""))
     with pytest.raises(BatchFormatError):
         Machine("c").apply(Entry(1, 1, EntryKind.COMMANDS, b"garbage"))
+
+
+@pytest.mark.parametrize("want_replies", [True, False])
+def test_a_comparison_of_digests_changes_nothing_and_is_told_once(want_replies: bool) -> None:
+    machine, other = Machine("c"), Machine("c")
+    assert not machine.take_digest_due()
+    replies = machine.apply(entry(1, [b"SET", b"k", b"v"], [b"~DIGEST"]), want_replies)
+    assert replies == (["OK", "OK"] if want_replies else [])
+    other.apply(entry(1, [b"SET", b"k", b"v"]))
+    assert machine.digest() == other.digest()
+    assert machine.take_digest_due()
+    assert not machine.take_digest_due()
+    machine.apply(entry(2, [b"~DIGEST", b"x"]), want_replies)
+    assert not machine.take_digest_due(), "it takes no argument"
+    machine.apply(entry(3, [b"~DIGEST"]), want_replies)
+    machine.become(Machine("c"))
+    assert not machine.take_digest_due()
 
 
 # --- reads ---

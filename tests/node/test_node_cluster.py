@@ -305,6 +305,8 @@ def test_clients_cannot_send_the_leaders_own_commands(calm: Cluster) -> None:
             ("~CLOSE", "1", "1", "0"),
             ("~PROJECTED", "5"),
             ("~EXPIRE",),
+            ("~DIGEST",),
+            ("~MEMBERS", "[]"),
             ("~TERM", "1", "{}", "[]"),
         ):
             with pytest.raises(redis.ResponseError, match="unknown command"):

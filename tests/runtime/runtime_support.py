@@ -28,6 +28,7 @@ from raft.core.state import CoreOptions, Role
 from raft.machine.batch import decode_batch
 from raft.machine.machine import Machine
 from raft.replies import Error, Reply
+from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
@@ -207,6 +208,7 @@ class Bench:
         directory: Path | None = None,
         every_entries: int = 10**9,
         fork: Fork = take_snapshot,
+        digest_interval_s: float = 0,
     ) -> None:
         """directory: a real data directory, with its log, term and snapshots, instead of none."""
         self.clock = FakeClock()
@@ -247,6 +249,7 @@ class Bench:
         )  # fmt: skip
         members = tuple(Member(i, "127.0.0.1", 7100 + i, 7200 + i, 7300 + i) for i in ids)
         silent_until = self.storage.log.last_index
+        self.agreement = Agreement(self.core, self.machine, self.network.queue, interval_s=digest_interval_s)
         self.applier = Applier(
             self.core,
             self.machine,
@@ -254,6 +257,7 @@ class Bench:
             lambda *news: self.published.append(news),
             silent_until,
             encode_configuration(configuration),
+            self.agreement.applied,
         )
         self.snapshots = Snapshots(
             self.machine,
@@ -265,12 +269,18 @@ class Bench:
             fork=fork,
         )
         turns = Turns(
-            self.core, self.machine, self.desk.proposals, self.pings, self.policy, members, self.ping_all
+            self.core,
+            self.machine,
+            self.desk.proposals,
+            self.pings,
+            self.policy,
+            lambda: members,
+            self.ping_all,
         )
         network: Any = self.network
         self.worker = Worker(
             self, self.core, self.storage, network, self.machine, self.desk, self.applier, turns, self.feed,
-            self.snapshots, self.pings, self.clock,
+            self.snapshots, self.pings, self.clock, self.agreement,
         )  # fmt: skip
         self.waiters: list[Waiter] = []
 

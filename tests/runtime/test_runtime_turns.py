@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from runtime_support import INTERVAL_MS, TIMEOUT_MIN, Bench
 
+from raft.config import Member
 from raft.runtime.proposals import MAX_ENTRY_BYTES
 from raft.transport.node_messages import Forward, Pong
 
@@ -169,6 +172,60 @@ def test_the_worker_sleeps_until_something_is_due() -> None:
     assert bench.published[-1] == ("turns", f"1 {due}")
     bench.clock.now += due - bench.at_ms - 100
     assert bench.worker._wait_s() == pytest.approx(0.1, abs=0.002)
+
+
+def members_of(bench: Bench, name: bytes) -> list[str]:
+    """The members that the latest command of that name tells of."""
+    found = [command for commands in bench.logged() for command in commands if command[0] == name]
+    return [member["id"] for member in json.loads(found[-1][-1])]
+
+
+MORE = (Member(1, "h", 1, 11, 21), Member(2, "h", 2, 12, 22), Member(4, "other", 4, 14, 24))
+
+
+def test_members_that_changed_are_told_to_the_ledger() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.turn()
+    bench.settle()
+    opened = system(bench)[-1]
+    bench.worker.turns.members_changed(MORE[:2])
+    bench.worker.turns.members_changed(MORE)
+    assert bench.worker._wait_s() <= 0.001
+    bench.turn()
+    bench.settle()
+    assert system(bench)[-2:] == [opened, (b"~MEMBERS",)], "once, and nothing is opened or closed"
+    assert members_of(bench, b"~MEMBERS") == ["node-1", "node-2", "node-4"]
+    counts = bench.machine.ledger.counts()
+    assert (counts["active"], counts["left"]) == (3, 1)
+    assert bench.machine.ledger.open_interval == 1
+    bench.turn()
+    assert bench.worker._wait_s() > 0.1
+
+
+def test_members_that_change_while_something_is_in_flight_wait() -> None:
+    bench = Bench()
+    bench.win()
+    bench.worker.turns.members_changed(MORE)
+    for _ in range(3):
+        bench.turn()
+    assert [command[0] for command in system(bench)] == [b"~TERM"]
+    bench.ack()
+    bench.turn()
+    assert members_of(bench, b"~MEMBERS") == ["node-1", "node-2", "node-4"]
+
+
+def test_a_new_term_tells_the_members_of_its_time_and_nothing_older() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.worker.turns.members_changed(MORE)
+    bench.follow(2, term=bench.state.term + 1)
+    bench.worker.turns._members = lambda: MORE[1:]
+    bench.lead()
+    bench.turn()
+    bench.settle()
+    assert members_of(bench, b"~TERM") == ["node-2", "node-4"]
+    assert (b"~MEMBERS",) not in system(bench)
 
 
 def test_a_leader_alone_opens_and_closes_too() -> None:

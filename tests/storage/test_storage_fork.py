@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from raft.machine.machine import Machine
-from raft.runtime.snapshotting import ChildSnapshot, Outcome, Report, Result, fork_snapshot, take_snapshot
+from raft.runtime.snapshotting import (
+    ChildSnapshot,
+    Outcome,
+    Report,
+    Result,
+    fork_result,
+    fork_snapshot,
+    take_snapshot,
+)
 from raft.storage.disk import Disk
 from raft.storage.snapshots import SnapshotStore
 
@@ -124,6 +132,26 @@ def test_any_exception_is_a_failure(error: BaseException, message: str) -> None:
     assert outcome.result is Result.FAILED
     assert outcome.message.startswith(message)
     assert len(outcome.message) < 2100
+
+
+def test_a_child_may_hand_back_a_few_bytes() -> None:
+    child = fork_result(lambda: bytes(range(256)) * 7)
+    children.append(child)
+    assert end_of(child).result is Result.DONE
+    assert child.result == bytes(range(256)) * 7
+    assert child.progress is None
+    empty = fork_result(lambda: b"")
+    children.append(empty)
+    assert end_of(empty).result is Result.DONE and empty.result == b""
+
+
+@pytest.mark.parametrize("compute", [lambda: b"x" * 3000, lambda: [][0]])
+def test_a_child_without_a_result_has_failed(compute: Callable[[], bytes]) -> None:
+    child = fork_result(compute)
+    children.append(child)
+    outcome = end_of(child)
+    assert outcome.result is Result.FAILED and outcome.message != ""
+    assert child.result is None
 
 
 def test_a_killed_child_is_told_and_what_it_left_is_removed(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from raft.core.core import RaftCore
 from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.replies import Error
+from raft.runtime.backups import Backups, is_backup
 from raft.runtime.control import Control, is_control
 from raft.runtime.errors import NO_LEADER, NOT_LEADER, STOPPING, UNKNOWN
 from raft.runtime.forwarding import Forwarding
 from raft.runtime.load import Load
 from raft.runtime.proposals import Proposals
 from raft.runtime.reads import Reads
+from raft.storage.snapshots import SnapshotStore
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
 RETRY_MS = 20.0  # how long a batch waits before it is offered to the same leader again
@@ -34,6 +36,7 @@ class Desk:
         core: RaftCore,
         machine: Machine,
         *,
+        snapshots: SnapshotStore,
         send: Callable[[int, PeerMessage], bool],
         wake: Callable[[], None],
         max_pending: int,
@@ -46,6 +49,7 @@ class Desk:
         self.proposals = Proposals(core, self.load)
         self.reads = Reads(core, machine, self.load, first_request_id, self._hold, lease_ended)
         self.control = Control(core, self.load)
+        self.backups = Backups(snapshots, self.load)
         self.forwarding = Forwarding(send, self._hold, self.load, first_request_id)
         self._inbox: deque[Batch] = deque()
         self._held: list[tuple[float, Batch]] = []
@@ -95,7 +99,9 @@ class Desk:
 
     def _route(self, batch: Batch, deadline: float) -> None:
         state = self._state
-        if state.role is Role.LEADER:
+        if batch.writes and is_backup(batch):  # this node's own, whoever leads
+            self.backups.take(batch, self._now)
+        elif state.role is Role.LEADER:
             if not batch.writes:
                 self.reads.add(batch, deadline)
             elif is_control(batch):
@@ -159,6 +165,7 @@ class Desk:
     def expire(self) -> None:
         """Answer what has waited long enough. Cheap when nothing waits."""
         self.control.advance()
+        self.backups.expire(self._now)
         self.reads.expire(self._now)
         self.forwarding.expire(self._now)
         late = [batch for deadline, batch in self._held if deadline <= self._now]
@@ -192,6 +199,7 @@ class Desk:
         """The node stops: every client hears so."""
         self._open = False
         self.control.close(STOPPING)
+        self.backups.close()
         self.proposals.fail_all(UNKNOWN, STOPPING)
         self.forwarding.leader_lost(None)
         batches = [batch for _, batch in self._held] + self.reads.drain() + list(self._inbox)

@@ -191,6 +191,7 @@ class Bench:
         log: list[Entry] | None = None,
         term: int = 0,
         heartbeat_ms: float = HEARTBEAT,
+        snapshots: Any = None,
     ) -> None:
         self.clock = FakeClock()
         self.events: list[str] = []
@@ -212,6 +213,7 @@ class Bench:
         self.desk = Desk(
             self.core,
             self.machine,
+            snapshots=snapshots,
             send=self.network.queue,
             wake=self.network.wake,
             max_pending=max_pending,

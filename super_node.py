@@ -12,7 +12,7 @@ from pathlib import Path
 
 from raft.config import ConfigError
 
-LATER = ("backup", "restore", "bench")
+LATER = ("bench",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +51,16 @@ def _run(options: argparse.Namespace) -> int:
         from cli.verify import run_verify
 
         return run_verify(options.directory, as_json=options.json)
+    if options.command == "backup":
+        from cli.backup import run_backup
+
+        return run_backup(
+            options.file, options.config, options.connect, force=options.force, as_json=options.json
+        )
+    if options.command == "restore":
+        from cli.restore import run_restore
+
+        return run_restore(options.file, options.config, as_json=options.json)
     if options.command == "follower":
         from cli.follower_command import run_follower
 
@@ -69,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="super_node.py",
         description="A Raft cluster that keeps an honest ledger of who did their work.",
-        epilog="backup, restore and bench come in a later release.",
+        epilog="bench comes in a later release.",
     )
     parser.add_argument(
         "--id", type=int, metavar="N", help="run node N of the config until SIGTERM or Ctrl-C"
@@ -83,6 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_follower(commands)
     _add_status(commands)
     _add_verify(commands)
+    _add_backup(commands)
+    _add_restore(commands)
     fleet = commands.add_parser("fleet")  # the demo's own child: not for people
     fleet.add_argument("--plan", type=Path, required=True)
     fleet.add_argument("--die-with-parent", type=int, default=argparse.SUPPRESS)
@@ -155,10 +167,37 @@ def _add_status(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_verify(commands: _Commands[argparse.ArgumentParser]) -> None:
-    text = "check every checksum of a stopped node's data, changing nothing; exit 0 when it is sound"
+    text = (
+        "check every checksum of a stopped node's data or a backup, changing nothing; exit 0 when it is sound"
+    )
     verify = commands.add_parser("verify", help=text, description=text)
-    verify.add_argument("directory", type=Path, metavar="DATA_DIR", help="of one node: data/node-1")
+    verify.add_argument(
+        "directory", type=Path, metavar="DATA_DIR", help="of one node: data/node-1; or a backup"
+    )
     verify.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_backup(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "keep a consistent, checksummed copy of a running cluster's data in one file"
+    backup = commands.add_parser("backup", help=text, description=text)
+    _add_config(backup)
+    backup.add_argument("file", type=Path, metavar="FILE", help="the file to write")
+    backup.add_argument(
+        "--connect",
+        type=_addresses,
+        metavar="HOST:PORT[,HOST:PORT…]",
+        help="client ports of nodes; the first that answers is asked. Default: the nodes of config.yaml",
+    )
+    backup.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
+    backup.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_restore(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "make the data directories of a new cluster, the nodes of config.yaml, from a backup"
+    restore = commands.add_parser("restore", help=text, description=text)
+    _add_config(restore)
+    restore.add_argument("file", type=Path, metavar="FILE", help="a backup, or a snapshot-….snap of a node")
+    restore.add_argument("--json", action="store_true", help="for programs")
 
 
 class Between:

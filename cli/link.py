@@ -31,9 +31,12 @@ class LinkLost(Exception):
 
 
 class Link:
-    """A connection for commands and, after `subscribe`, one for messages. timeout_s bounds each wait."""
+    """A connection for commands and, after `subscribe`, one for messages. timeout_s bounds each wait.
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
+    text=False: strings in answers come as bytes, for data that is no text.
+    """
+
+    def __init__(self, address: Address, timeout_s: float, *, text: bool = True) -> None:
         self.address = address
         self._timeout_s = timeout_s
         self._client: Any = redis.Redis(
@@ -43,7 +46,7 @@ class Link:
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
-            decode_responses=True,
+            decode_responses=text,
         )
         self._pubsub: Any = None
 

@@ -1,5 +1,7 @@
 """`super_node.py verify DATA_DIR`: is everything that a stopped node has on disk sound? Changes nothing.
 
+A file instead of a directory is taken for a backup (or a snapshot of a node's) and checked by itself.
+
 Every file is looked at by itself, so that all damage is told and not only the first. The verdict is also that
 of a real start: the node's own code opens the directory, over a disk that only reads.
 """
@@ -21,9 +23,16 @@ from rich.table import Table
 
 from raft.storage import hard_state, identity, segments, snapshot_format
 from raft.storage.disk import Disk
-from raft.storage.errors import CorruptFileError, DirectoryLockedError, IdentityError, StorageError
+from raft.storage.errors import (
+    CorruptFileError,
+    DirectoryLockedError,
+    FormatVersionError,
+    IdentityError,
+    StorageError,
+)
 from raft.storage.node_storage import NodeStorage
 from raft.storage.record import FormatError, VersionMismatchError, decode_header, scan_segment
+from raft.storage.snapshot_reading import SnapshotFile
 from raft.storage.snapshots import SnapshotStore
 
 Advance = Callable[[int], None]  # so many more bytes are done
@@ -103,6 +112,27 @@ def verify(directory: Path, on_total: Advance, advance: Advance) -> DirectoryRep
         notes=tuple(notes),
         files=tuple(reports),
     )
+
+
+def verify_backup(file: Path, on_total: Advance, advance: Advance) -> DirectoryReport:
+    """Checks every checksum of one snapshot file under any name. Raises StorageError if it cannot be read."""
+    on_total(_size(file))
+    done, cluster, content, problem = 0, None, "", None
+
+    def on_progress(upto: int, _total: int) -> None:
+        nonlocal done
+        advance(upto - done)
+        done = upto
+
+    try:
+        header = SnapshotFile(ReadOnlyDisk(), file).verify(on_progress)
+        cluster, content = header.cluster, f"up to entry {header.index}, term {header.term}"
+    except CorruptFileError as error:
+        problem = f"damaged at byte {error.offset}: {error.reason}"
+    except FormatVersionError as error:
+        problem = str(error).removeprefix(f"{file}: ")
+    report = FileReport(file.name, "snapshot", _size(file), content, problem)
+    return DirectoryReport(str(file), problem is None, None, cluster, problem, (), (report,))
 
 
 class _Held:
@@ -249,7 +279,7 @@ def _run(directory: Path, as_json: bool) -> int:
     try:
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("", total=None)
-            report = verify(
+            report = (verify_backup if directory.is_file() else verify)(
                 directory,
                 lambda total: progress.update(task, total=total),
                 lambda more: progress.advance(task, more),
@@ -271,9 +301,12 @@ def _run(directory: Path, as_json: bool) -> int:
 def to_table(report: DirectoryReport) -> Table:
     """The table for people."""
     lines = [escape(note) for note in report.notes]
+    title = f"{report.directory}: node {report.node_id} of {report.cluster}"
+    if report.node_id is None and report.cluster is not None:
+        title = f"{report.directory}: backup of {report.cluster}"
     verdict = "sound" if report.sound else f"NOT SOUND: {escape(report.problem or '')}"
     table = Table(
-        title=escape(f"{report.directory}: node {report.node_id} of {report.cluster}"),
+        title=escape(title),
         caption="\n".join([*lines, verdict]),
         caption_style="bold green" if report.sound else "bold red",
     )

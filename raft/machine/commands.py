@@ -26,7 +26,7 @@ class Kind(Enum):
     READ = "read"  # the machine, linearizably
     WRITE = "write"  # the machine, through the log
     TRANSACTION = "transaction"  # the client handler thread, which sends the worker ~EXEC and asks ~VERSION
-    CONTROL = "control"  # a worker itself, never through the log: the leader's, for RAFT SNAPSHOT this node's
+    CONTROL = "control"  # the worker itself, the leader's or this node's, never through the log
     LATER = "later"  # nobody yet: "ERR ... is not supported yet"
 
 
@@ -144,6 +144,7 @@ _TABLE: dict[str, tuple[_Row, ...]] = {
         ("RAFT REMOVE", _C, 3, _NO_KEY, "Removes a member"),
         ("RAFT TRANSFER", _C, -2, _NO_KEY, "Hands the leadership over"),
         ("RAFT SNAPSHOT", _C, 2, _NO_KEY, "Has this node take a snapshot now"),
+        ("RAFT BACKUP", _C, -3, _NO_KEY, "Streams this node's newest snapshot: OPEN, READ, CLOSE"),
         ("RAFT DIGEST", _R, 2, _NO_KEY, "Answers the applied index and the hash of all replicated state"),
         ("CLUSTER SLOTS", _S, 2, _NO_KEY, "Answers the slot ranges and their nodes"),
         ("CLUSTER SHARDS", _S, 2, _NO_KEY, "Answers the shards and their nodes"),

@@ -124,6 +124,7 @@ def _build(
     desk = Desk(
         core,
         machine,
+        snapshots=storage.snapshots,
         send=network.queue,
         wake=network.wake,
         max_pending=settings.limits.max_pending_requests,

@@ -15,6 +15,7 @@ from raft.core.core import RaftCore
 from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.replies import Error
+from raft.runtime.backups import Backups, is_backup
 from raft.runtime.control import Control, is_control
 from raft.runtime.errors import NO_LEADER, NOT_LEADER, STOPPING, UNKNOWN
 from raft.runtime.forwarding import Forwarding
@@ -23,6 +24,7 @@ from raft.runtime.membership import Membership
 from raft.runtime.proposals import Proposals
 from raft.runtime.reads import Reads
 from raft.runtime.snapshots import is_snapshot_command
+from raft.storage.snapshots import SnapshotStore
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
 RETRY_MS = 20.0  # how long a batch waits before it is offered to the same leader again
@@ -36,6 +38,7 @@ class Desk:
         core: RaftCore,
         machine: Machine,
         *,
+        snapshots: SnapshotStore,
         send: Callable[[int, PeerMessage], bool],
         wake: Callable[[], None],
         max_pending: int,
@@ -52,6 +55,7 @@ class Desk:
         self.reads = Reads(core, machine, self.load, first_request_id, self._hold, lease_ended)
         membership = Membership(core, self.load, heard_identities, new_cluster_id)
         self.control = Control(core, self.load, membership)
+        self.backups = Backups(snapshots, self.load)
         self.forwarding = Forwarding(send, self._hold, self.load, first_request_id)
         self._inbox: deque[Batch] = deque()
         self._snapshot_requests: list[Batch] = []
@@ -105,6 +109,8 @@ class Desk:
         state = self._state
         if batch.writes and is_snapshot_command(batch):
             self._snapshot_requests.append(batch)  # this node's own affair, whoever leads
+        elif batch.writes and is_backup(batch):
+            self.backups.take(batch, self._now)
         elif state.role is Role.LEADER:
             if not batch.writes:
                 self.reads.add(batch, deadline)
@@ -173,6 +179,7 @@ class Desk:
 
     def expire(self) -> None:
         """Answer what has waited long enough. Cheap when nothing waits."""
+        self.backups.expire(self._now)
         self.reads.expire(self._now)
         self.forwarding.expire(self._now)
         late = [batch for deadline, batch in self._held if deadline <= self._now]
@@ -206,6 +213,7 @@ class Desk:
         """The node stops: every client hears so."""
         self._open = False
         self.control.close(STOPPING)
+        self.backups.close()
         self.proposals.fail_all(UNKNOWN, STOPPING)
         self.forwarding.leader_lost(None)
         batches = [batch for _, batch in self._held] + self.reads.drain() + list(self._inbox)

@@ -13,7 +13,7 @@ calls adopt().
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from raft.core.invariants import require
@@ -38,15 +38,13 @@ from raft.storage.snapshot_format import (
     snapshot_name,
     temporary_name,
 )
+from raft.storage.snapshot_reading import Progress, RawReader, verified_pieces
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["KEEP", "SnapshotInfo", "SnapshotReceiver", "SnapshotStore", "SnapshotWriter"]
 
 KEEP = 2
-READ_BYTES = 1 << 20
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class SnapshotStore:
@@ -140,7 +138,7 @@ class SnapshotStore:
         was read may be relied on only when the iterator has ended."""
         decoder = SnapshotDecoder()
         try:
-            for data in self._verified(info.path, decoder, on_progress):
+            for data in verified_pieces(self._disk, info.path, decoder, on_progress):
                 yield from data
         except (FormatError, VersionMismatchError) as error:
             raise CorruptSnapshotError(info.path, getattr(error, "offset", 0), str(error)) from error
@@ -165,6 +163,13 @@ class SnapshotStore:
         fd = self._readers.pop(info.path, None)
         if fd is not None:
             self._disk.close(fd)
+
+    def reader(self, info: SnapshotInfo) -> RawReader:
+        """The file's raw bytes, for somebody who reads at his own pace, whoever else is sent it or not.
+
+        Raises StorageError.
+        """
+        return RawReader(self._disk, info.path)
 
     def prune(self, keep: int = KEEP) -> None:
         """Remove all but the newest `keep` sound snapshots. Raises StorageError."""
@@ -251,7 +256,7 @@ class SnapshotStore:
         """
         decoder = SnapshotDecoder()
         try:
-            for _ in self._verified(path, decoder, on_progress):
+            for _ in verified_pieces(self._disk, path, decoder, on_progress):
                 pass
         except FormatError as error:
             raise CorruptSnapshotError(path, error.offset, error.reason) from error
@@ -273,21 +278,6 @@ class SnapshotStore:
         finally:
             self._disk.close(fd)
         return SnapshotInfo(header.index, header.term, header.configuration, path, size)
-
-    def _verified(
-        self, path: Path, decoder: SnapshotDecoder, on_progress: Progress | None
-    ) -> Iterator[list[bytes]]:
-        fd = self._disk.open(path)
-        try:
-            size, offset = self._disk.size(fd), 0
-            while data := self._disk.pread(fd, READ_BYTES, offset):
-                offset += len(data)
-                yield decoder.feed(data)
-                if on_progress is not None:
-                    on_progress(offset, size)
-            decoder.end()
-        finally:
-            self._disk.close(fd)
 
     def _peek(self, path: Path) -> SnapshotInfo:
         """Header and footer only. Raises CorruptSnapshotError, OSError."""

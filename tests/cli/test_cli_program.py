@@ -81,8 +81,11 @@ SHIPPED = ("--config", str(ROOT / "config.yaml"))
         (("follower", "--id", "a", "--connect", "h:99999"), "HOST:PORT"),
         (("demo", "--nodes", "0"), "from 1 to 50"),
         (("demo", "--followers", "-1"), "from 0 to 5000"),
-        (("backup", "file"), "backup comes in a later release"),
-        (("restore", "file", "--force"), "restore comes in a later release"),
+        (("backup",), "FILE"),
+        (("backup", "file", "--connect", "h"), "HOST:PORT"),
+        (("backup", "file", "--config", "/nope.yaml"), "/nope.yaml: there is no such file"),
+        (("restore",), "FILE"),
+        (("restore", "file", "--config", "/nope.yaml"), "/nope.yaml: there is no such file"),
         (("bench", "--clients", "5"), "bench comes in a later release"),
     ],
 )

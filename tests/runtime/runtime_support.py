@@ -209,6 +209,7 @@ class Bench:
         every_entries: int = 10**9,
         fork: Fork = take_snapshot,
         digest_interval_s: float = 0,
+        backups: Any = None,
     ) -> None:
         """directory: a real data directory, with its log, term and snapshots, instead of none."""
         self.clock = FakeClock()
@@ -235,6 +236,7 @@ class Bench:
         self.desk = Desk(
             self.core,
             self.machine,
+            snapshots=backups or self.storage.snapshots,
             send=self.network.queue,
             wake=self.network.wake,
             max_pending=max_pending,

@@ -69,6 +69,9 @@ RequestBytes = Annotated[
     # At most half of what one frame between nodes carries: a command must fit into one with room to spare.
     int, Meta(ge=1024, le=2**23, description="a whole number of bytes from 1024 to 8388608")
 ]
+SegmentBytes = Annotated[
+    int, Meta(ge=2**16, le=2**30, description="a whole number of bytes from 65536 to 1073741824")
+]
 ClusterName = Annotated[
     str,
     Meta(
@@ -143,6 +146,7 @@ class StorageSettings(Section, frozen=True):
 
     data_dir: DirectoryName = "data"
     fsync: bool = True
+    segment_bytes: SegmentBytes = 16 << 20
     snapshot_every_entries: Count = 200_000
 
     def node_dir(self, node_id: int) -> Path:

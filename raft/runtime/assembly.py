@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,11 +20,14 @@ from raft.runtime.applier import Applier
 from raft.runtime.clock import Clock
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
+from raft.runtime.founding import difference, founding_configuration, servers_of
 from raft.runtime.pings import PingBoard
 from raft.runtime.turns import Turns
 from raft.runtime.worker import Hooks, Worker
 from raft.storage.node_storage import NodeStorage
 from raft.transport.network import PeerNetwork
+
+log = logging.getLogger(__name__)
 
 PROJECTOR_S = 0.5  # how long to wait for it: it may sit in a call to an absent MongoDB, with nothing to lose
 
@@ -42,7 +46,7 @@ class Owner(Hooks, Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One node's parts. Their owners stand in raft/node.py's table."""
+    """One node's parts. Their owners stand in raft/node.py's table. configuration: in force at the start."""
 
     configuration: Configuration
     storage: NodeStorage
@@ -68,7 +72,12 @@ def open_parts(
 ) -> Parts:
     """Open the data directory and build everything on it. Raises StorageError, IdentityError, ValueError."""
     storage = NodeStorage.open(
-        settings.storage.node_dir(node_id), settings.cluster.name, node_id, fsync=settings.storage.fsync
+        settings.storage.node_dir(node_id),
+        settings.cluster.name,
+        node_id,
+        founding=servers_of(settings.cluster.nodes),
+        fsync=settings.storage.fsync,
+        segment_bytes=settings.storage.segment_bytes,
     )
     try:
         return _build(owner, settings, node_id, run_id, clock, rng, storage)
@@ -87,21 +96,26 @@ def _build(
     storage: NodeStorage,
 ) -> Parts:
     members, me = settings.cluster.nodes, settings.member(node_id)
-    configuration = Configuration(tuple(sorted(member.id for member in members)))
     core = RaftCore(
         node_id,
-        configuration,
+        founding_configuration(storage.identity),
         storage.log,
         hard_state=storage.hard_state,
         options=core_options(settings.raft),
         rng=rng,
         now=clock.monotonic_ms(),
+        identity=storage.identity.identity,
+        later_configurations=storage.log.configurations(),
     )
+    configuration = core.state.configuration
+    differs = difference(servers_of(members), configuration)
+    if differs is not None:
+        log.warning("%s", differs)
     machine = Machine(settings.cluster.name)
     network = PeerNetwork(
         node_id,
         settings.cluster.name,
-        {member.id: (member.host, member.raft_port) for member in members},
+        {server.id: (server.host, server.raft_port) for server in configuration.servers},
         me.host,
         me.raft_port,
         owner.on_fatal,

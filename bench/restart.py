@@ -34,7 +34,6 @@ from raft.storage.node_storage import NodeStorage  # noqa: E402
 
 CLUSTER, TERM, AT_MS = "bench", 1, 1_750_000_000_000
 AT_ONCE = 1000  # keys that one command of the building sets; entries that it appends at once
-GOAL_S = 5.0
 
 
 def build(directory: Path, keys: int, entries: int, value_bytes: int) -> None:

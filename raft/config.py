@@ -73,7 +73,7 @@ RequestBytes = Annotated[
     int, Meta(ge=1024, le=2**23, description="a whole number of bytes from 1024 to 8388608")
 ]
 SegmentBytes = Annotated[
-    int, Meta(ge=65536, le=2**30, description="a whole number of bytes from 65536 to 1073741824")
+    int, Meta(ge=2**16, le=2**30, description="a whole number of bytes from 65536 to 1073741824")
 ]
 ClusterName = Annotated[
     str,
@@ -150,8 +150,8 @@ class StorageSettings(Section, frozen=True):
 
     data_dir: DirectoryName = "data"
     fsync: bool = True
+    segment_bytes: SegmentBytes = 16 << 20
     snapshot_every_entries: Count = 200_000
-    segment_bytes: SegmentBytes = 16_777_216
 
     def node_dir(self, node_id: int) -> Path:
         """The directory that belongs to node `node_id` alone."""

@@ -90,7 +90,6 @@ class RaftNode:
         parts = self._parts = open_parts(self, settings, self.node_id, self.run_id, self._clock, self._rng)
         self._core, self._worker, self._network = parts.core, parts.worker, parts.network
         self._server, self._pings, self._board = parts.server, parts.pings, parts.board
-        self._peers = parts.configuration.peers(self.node_id)
         try:
             self.publish_status()
             self._network.start()
@@ -136,7 +135,7 @@ class RaftNode:
 
     def _hand_over(self) -> None:
         """Clients need not wait for an election when a leader is stopped on purpose (thesis 3.10)."""
-        if not self.is_raft_leader(self.node_id) or not self._peers:
+        if not self.is_raft_leader(self.node_id) or not self._peers():
             return
         self._worker.post(self._transfer)
         deadline = time.monotonic() + self.settings.raft.election_timeout_ms[1] / 1000
@@ -204,7 +203,7 @@ class RaftNode:
         """Ping thread: asks every other member for an answer at each interval. A leader that stops answering
         is suspected, which brings the election forward through PreVote: a wrong suspicion disturbs nobody."""
         while not self._stopping.wait(self.settings.raft.ping_interval_ms / 1000):
-            for member in self._peers:
+            for member in self._peers():
                 if self.is_raft_leader(member) and self._pings.silent(member):
                     self._worker.post(lambda now, peer=member: self._core.suspect(peer, now))  # type: ignore[misc]
                 self.send_ping_request(member)
@@ -343,7 +342,7 @@ class RaftNode:
 
     def ping_all(self) -> None:
         """Ping every peer now. Worker only."""
-        for peer in self._peers:
+        for peer in self._peers():
             self._send_ping(peer)
 
     def lease_ended(self) -> bool:
@@ -370,6 +369,11 @@ class RaftNode:
         """Whether this node takes that member for the leader."""
         status = self._board.current if self._board is not None else None
         return status is not None and status.leader_id == raft_member
+
+    def _peers(self) -> tuple[int, ...]:
+        """The other members as last published."""
+        status = self.status()
+        return tuple(n for n in (*status.voters, *status.learners) if n != self.node_id)
 
     def publish_status(self) -> None:
         """Replace the snapshot if anything in it changed. Worker only, once start() has returned."""

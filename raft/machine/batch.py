@@ -38,7 +38,6 @@ def decode_batch(data: bytes) -> CommandBatch:
         raise BatchFormatError(f"not a command batch: {error}") from error
     if not 0 <= batch.at_ms <= _LARGEST_MS:
         raise BatchFormatError(f"time {batch.at_ms} of a command batch is out of range")
-    for command in batch.commands:
-        if not command:
-            raise BatchFormatError("a command batch holds an empty command")
+    if not all(batch.commands):
+        raise BatchFormatError("a command batch holds an empty command")
     return batch

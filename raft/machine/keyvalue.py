@@ -84,7 +84,9 @@ class KeyValue:
 
     def advance(self, at_ms: int, entry: int) -> None:
         """A new entry begins: the log's time becomes at_ms (never earlier than it was) and due keys go."""
-        self.at_ms = self.reader_ms = max(self.at_ms, at_ms)
+        if at_ms > self.at_ms:
+            self.at_ms = at_ms
+        self.reader_ms = self.at_ms
         if len(self._changed) >= self.versions.limit:
             self._changed = self.versions.turn(entry - 1)
         self.entry = entry

@@ -30,6 +30,7 @@ _Handler = Callable[[list[bytes]], Reply]
 _Row = tuple[_Handler, int, int]  # what executes a command, its fewest and its most words
 _Rows = dict[bytes, _Row]
 
+_COMMANDS = EntryKind.COMMANDS.value  # a plain number: a comparison with an enum costs as much as a SET
 _DIGEST_AT_END = Error("ERR digest")  # takes the digest's place until the whole entry is applied
 
 
@@ -113,19 +114,24 @@ class Machine:
         want_replies=False leaves out pure reads and returns []. Raises OutOfOrderError, UnknownCommandError
         and BatchFormatError; all of them are fatal.
         """
-        if entry.kind == EntryKind.COMMANDS:
+        if entry.kind == _COMMANDS:
             batch = decode_batch(entry.data)
             return self.apply_commands(entry.index, entry.term, batch.at_ms, batch.commands, want_replies)
         if entry.kind not in (EntryKind.NOOP, EntryKind.CONFIGURATION):
             raise UnknownCommandError(f"entry {entry.index} is of the unknown kind {entry.kind}")
-        self._follow(entry.index, entry.term)
+        if entry.index != self.applied_index + 1:
+            raise self._out_of_order(entry.index)
+        self.applied_index, self.applied_term = entry.index, entry.term
         return []
 
     def apply_commands(
         self, index: int, term: int, at_ms: int, commands: list[list[bytes]], want_replies: bool = True
     ) -> list[Reply]:
         """The same for a COMMANDS entry whose commands are at hand. at_ms: the leader's stamp."""
-        self._follow(index, term)
+        if index != self.applied_index + 1:
+            raise self._out_of_order(index)
+        self.applied_index = index
+        self.applied_term = term
         self.kv.advance(at_ms, index)
         rows = self._rows if want_replies else self._quiet_rows
         replies: list[Reply] = []
@@ -147,11 +153,8 @@ class Machine:
             replies = [answer if reply is _DIGEST_AT_END else reply for reply in replies]
         return replies if want_replies else []
 
-    def _follow(self, index: int, term: int) -> None:
-        if index != self.applied_index + 1:
-            raise OutOfOrderError(f"entry {index} after entry {self.applied_index}")
-        self.applied_index = index
-        self.applied_term = term
+    def _out_of_order(self, index: int) -> OutOfOrderError:
+        return OutOfOrderError(f"entry {index} after entry {self.applied_index}")
 
     # --- reading ---
 

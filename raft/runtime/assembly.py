@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import uuid
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,14 +14,16 @@ from ledger.ledger import Policy
 from raft.clients.server import Backend, ClientServer
 from raft.config import RaftSettings, RewardSettings, Settings
 from raft.core.core import RaftCore
-from raft.core.membership import Configuration, encode_configuration
+from raft.core.membership import encode_configuration
 from raft.core.state import CoreOptions
-from raft.machine.machine import Machine
 from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.clock import Clock
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
+from raft.runtime.founding import difference, founding_configuration, peer_addresses, servers_of
+from raft.runtime.install import SnapshotReceiver, SnapshotSender
+from raft.runtime.installs import Installs
 from raft.runtime.pings import PingBoard
 from raft.runtime.restore import restore
 from raft.runtime.snapshots import Snapshots
@@ -27,8 +31,9 @@ from raft.runtime.status_board import StatusBoard
 from raft.runtime.turns import Turns
 from raft.runtime.worker import Hooks, Worker
 from raft.storage.node_storage import NodeStorage
-from raft.transport.handshake import PeerAddress
 from raft.transport.network import PeerNetwork
+
+log = logging.getLogger(__name__)
 
 PROJECTOR_S = 0.5  # how long to wait for it: it may sit in a call to an absent MongoDB, with nothing to lose
 
@@ -47,9 +52,8 @@ class Owner(Hooks, Backend, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """One node's parts. Their owners stand in raft/node.py's table."""
+    """One node's parts. Their owners stand in raft/node.py's table. configuration: in force at the start."""
 
-    configuration: Configuration
     storage: NodeStorage
     core: RaftCore
     network: PeerNetwork
@@ -78,135 +82,154 @@ def open_parts(
         settings.storage.node_dir(node_id),
         settings.cluster.name,
         node_id,
+        founding=servers_of(settings.cluster.nodes),
         fsync=settings.storage.fsync,
         segment_bytes=settings.storage.segment_bytes,
     )
     try:
-        return _build(owner, settings, node_id, run_id, clock, rng, storage)
+        return _Builder(owner, settings, node_id, run_id, clock, rng, storage).build()
     except BaseException:
         storage.close()
         raise
 
 
-def _build(
-    owner: Owner,
-    settings: Settings,
-    node_id: int,
-    run_id: str,
-    clock: Clock,
-    rng: random.Random,
-    storage: NodeStorage,
-) -> Parts:
-    members, me = settings.cluster.nodes, settings.member(node_id)
-    founding = Configuration(tuple(sorted(member.id for member in members)))
-    machine, configuration, snapshot_index = restore(storage, settings.cluster.name, founding)
-    core = RaftCore(
-        node_id,
-        configuration,
-        storage.log,
-        hard_state=storage.hard_state,
-        options=core_options(settings.raft),
-        rng=rng,
-        now=clock.monotonic_ms(),
-        snapshot_index=snapshot_index,
-    )
-    network = PeerNetwork(
-        node_id,
-        settings.cluster.name,
-        {member.id: PeerAddress(member.host, member.raft_port) for member in members},
-        me.host,
-        me.raft_port,
-        owner.on_fatal,
-        run_id=run_id,
-        identity="",
-        cluster_id="",
-    )
-    desk = Desk(
-        core,
-        machine,
-        snapshots=storage.snapshots,
-        send=network.queue,
-        wake=network.wake,
-        max_pending=settings.limits.max_pending_requests,
-        first_request_id=random.SystemRandom().getrandbits(48) << 14,  # never one of an earlier run
-        lease_ended=owner.lease_ended if settings.raft.lease_reads else None,
-    )
-    pings = PingBoard()
-    feed = Feed(network.wake)
-    worker = _worker(
-        owner,
-        settings,
-        storage,
-        core,
-        network,
-        machine,
-        desk,
-        feed,
-        pings,
-        clock,
-        encode_configuration(configuration),
-    )
-    return Parts(
-        configuration=configuration,
-        storage=storage,
-        core=core,
-        network=network,
-        server=ClientServer(owner, settings, me.host, me.client_port, on_fatal=owner.on_fatal),
-        worker=worker,
-        projector=_projector(owner, settings, node_id, feed),
-        feed=feed,
-        pings=pings,
-        board=StatusBoard(
-            settings, run_id, core, machine, pings, desk.load, worker.snapshots, worker.agreement
-        ),
-    )
+class _Builder:
+    """Builds one node's parts on its open storage, each once, those first that others need."""
 
+    def __init__(
+        self,
+        owner: Owner,
+        settings: Settings,
+        node_id: int,
+        run_id: str,
+        clock: Clock,
+        rng: random.Random,
+        storage: NodeStorage,
+    ) -> None:
+        self._owner = owner
+        self._settings = settings
+        self._node_id = node_id
+        self._run_id = run_id
+        self._clock = clock
+        self._storage = storage
+        founding = founding_configuration(storage.identity)
+        self._machine, applied, snapshot_index = restore(storage, settings.cluster.name, founding)
+        self._applied = encode_configuration(applied)
+        self._core = RaftCore(
+            node_id,
+            applied,
+            storage.log,
+            hard_state=storage.hard_state,
+            options=core_options(settings.raft),
+            rng=rng,
+            now=clock.monotonic_ms(),
+            identity=storage.identity.identity,
+            snapshot_index=snapshot_index,
+            later_configurations=storage.log.configurations(),
+        )
+        self._tell_difference()
+        self._network = self._new_network()
+        self._desk = Desk(
+            self._core,
+            self._machine,
+            snapshots=storage.snapshots,
+            send=self._network.queue,
+            wake=self._network.wake,
+            max_pending=settings.limits.max_pending_requests,
+            first_request_id=random.SystemRandom().getrandbits(48) << 14,  # never one of an earlier run
+            lease_ended=owner.lease_ended if settings.raft.lease_reads else None,
+            heard_identities=self._network.heard_identities,
+            new_cluster_id=uuid.uuid4().hex,
+        )
+        self._pings = PingBoard()
+        self._feed = Feed(self._network.wake)
 
-def _snapshots(
-    settings: Settings, storage: NodeStorage, machine: Machine, desk: Desk, applier: Applier
-) -> Snapshots:
-    return Snapshots(
-        machine,
-        storage.snapshots,
-        storage.log,
-        desk.load,
-        configuration=lambda: applier.configuration,
-        every_entries=settings.storage.snapshot_every_entries,
-    )
+    def build(self) -> Parts:
+        settings, me = self._settings, self._settings.member(self._node_id)
+        worker = self._new_worker()
+        return Parts(
+            storage=self._storage,
+            core=self._core,
+            network=self._network,
+            server=ClientServer(
+                self._owner, settings, me.host, me.client_port, on_fatal=self._owner.on_fatal
+            ),
+            worker=worker,
+            projector=_projector(self._owner, settings, self._node_id, self._feed),
+            feed=self._feed,
+            pings=self._pings,
+            board=StatusBoard(settings, self._run_id, self._core, worker, self._pings),
+        )
 
+    def _tell_difference(self) -> None:
+        """config.yaml's members are used once: say so where they are not those of the log (any more)."""
+        configuration = self._core.state.configuration
+        differs = difference(servers_of(self._settings.cluster.nodes), configuration)
+        if differs is not None:
+            log.warning("%s", differs)
+        if not configuration.has(self._node_id):
+            log.warning(
+                "node %d is not a member as far as its log goes: it waits for RAFT ADD", self._node_id
+            )
 
-def _worker(
-    owner: Owner,
-    settings: Settings,
-    storage: NodeStorage,
-    core: RaftCore,
-    network: PeerNetwork,
-    machine: Machine,
-    desk: Desk,
-    feed: Feed,
-    pings: PingBoard,
-    clock: Clock,
-    configuration: bytes,
-) -> Worker:
-    """configuration: the one applied so far, encoded."""
-    agreement = Agreement(core, machine, network.queue, interval_s=settings.raft.digest_interval_s)
-    silent_until = storage.log.last_index
-    applier = Applier(
-        core, machine, desk.proposals, owner.publish, silent_until, configuration, agreement.applied
-    )
-    snapshots = _snapshots(settings, storage, machine, desk, applier)
-    turns = Turns(
-        core,
-        machine,
-        desk.proposals,
-        pings,
-        policy(settings.rewards),
-        lambda: core.state.configuration.servers or settings.cluster.nodes,
-        owner.ping_all,
-    )
-    return Worker(
-        owner, core, storage, network, machine, desk, applier, turns, feed, snapshots, pings, clock, agreement
-    )
+    def _new_network(self) -> PeerNetwork:
+        state, me = self._core.state, self._settings.member(self._node_id)
+        return PeerNetwork(
+            self._node_id,
+            self._settings.cluster.name,
+            peer_addresses(state),
+            me.host,
+            me.raft_port,
+            self._owner.on_fatal,
+            run_id=self._run_id,
+            identity=self._storage.identity.identity,
+            cluster_id=state.committed_configuration.cluster_id,
+        )
+
+    def _new_worker(self) -> Worker:
+        core, machine, network, desk = self._core, self._machine, self._network, self._desk
+        settings, storage = self._settings, self._storage
+        agreement = Agreement(core, machine, network.queue, interval_s=settings.raft.digest_interval_s)
+        applier = Applier(
+            core,
+            machine,
+            desk.proposals,
+            self._owner.publish,
+            storage.log.last_index,
+            self._applied,
+            agreement.applied,
+        )
+        installs = Installs(
+            core,
+            machine,
+            applier,
+            SnapshotSender(storage.snapshots, self._node_id, network.queue),
+            SnapshotReceiver(storage.snapshots, settings.cluster.name, network.queue, network.wake),
+        )
+        snapshots = Snapshots(
+            machine,
+            storage.snapshots,
+            storage.log,
+            desk.load,
+            configuration=lambda: applier.configuration,
+            every_entries=settings.storage.snapshot_every_entries,
+            pinned=installs.pinned_index,
+        )
+        return Worker(
+            *(self._owner, core, storage, network, machine, desk, applier),
+            *(self._new_turns(), self._feed, snapshots, self._pings, self._clock, agreement, installs),
+        )
+
+    def _new_turns(self) -> Turns:
+        return Turns(
+            self._core,
+            self._machine,
+            self._desk.proposals,
+            self._pings,
+            policy(self._settings.rewards),
+            lambda: self._core.state.configuration.servers,
+            self._owner.ping_all,
+        )
 
 
 def core_options(raft: RaftSettings) -> CoreOptions:

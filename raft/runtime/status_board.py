@@ -8,11 +8,8 @@ from raft.config import Member, Settings
 from raft.core.core import RaftCore
 from raft.core.membership import Configuration
 from raft.core.state import CoreState, Role
-from raft.machine.machine import Machine
-from raft.runtime.agreement import Agreement
-from raft.runtime.load import Load
 from raft.runtime.pings import PingBoard
-from raft.runtime.snapshots import Snapshots
+from raft.runtime.worker import Worker
 from raft.status import NodeStatus
 
 
@@ -24,22 +21,19 @@ class StatusBoard:
         settings: Settings,
         run_id: str,
         core: RaftCore,
-        machine: Machine,
+        worker: Worker,
         pings: PingBoard,
-        load: Load,
-        snapshots: Snapshots,
-        agreement: Agreement,
     ) -> None:
         self.current: NodeStatus | None = None
         self._settings = settings
         self._run_id = run_id
         self._started_s = time.monotonic()
         self._state = core.state
-        self._machine = machine
+        self._machine = worker.machine
         self._pings = pings
-        self._load = load
-        self._snapshots = snapshots
-        self._agreement = agreement
+        self._load = worker.desk.load
+        self._snapshots = worker.snapshots
+        self._agreement = worker.agreement
         self._key: object = None
         self._members: tuple[Configuration, tuple[Member, ...]] | None = None
 

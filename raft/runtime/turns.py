@@ -62,6 +62,7 @@ class Turns:
         self._opened_ms = 0.0
         self._due_at = 0
         self._excused = False
+        self._told_members = b""  # what this leadership has put, or is about to put, into the log
         self._changed_members: bytes | None = None  # what ~MEMBERS has to say
 
     def begin_leadership(self, now: float, at_ms: int) -> None:
@@ -71,12 +72,14 @@ class Turns:
         self._proposals.flush(now, at_ms)
         self._pending_index = self._state.log.last_index
         self._due_at = 0
-        self._changed_members = None
+        self._told_members, self._changed_members = members, None
 
     def members_changed(self, members: Iterable[MemberAddress]) -> None:
         """A configuration with these members (learners too) was committed while this node leads: ~MEMBERS is
         proposed as soon as nothing else of this kind is in flight. Only the latest counts."""
-        self._changed_members = _members_json(members)
+        told = _members_json(members)
+        if told != self._told_members:
+            self._told_members = self._changed_members = told
 
     def excuse(self) -> None:
         """The quorum, or this process, was away for a while: nobody is to blame for silence meanwhile."""

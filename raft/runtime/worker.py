@@ -18,7 +18,7 @@ from typing import Protocol
 from raft.core.core import RaftCore
 from raft.core.effects import AppendLog, Effects, TruncateLog
 from raft.core.invariants import ProtocolViolation
-from raft.core.messages import AppendEntries, RequestVote
+from raft.core.messages import AppendEntries, InstallSnapshotResponse, RequestVote
 from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.runtime.agreement import Agreement
@@ -26,6 +26,8 @@ from raft.runtime.applier import Applier
 from raft.runtime.clock import Clock, LogClock
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
+from raft.runtime.founding import peer_addresses
+from raft.runtime.installs import Installs
 from raft.runtime.pings import PingBoard
 from raft.runtime.snapshots import Snapshots
 from raft.runtime.turns import Turns
@@ -80,6 +82,7 @@ class Worker:
         pings: PingBoard,
         clock: Clock,
         agreement: Agreement,
+        installs: Installs,
     ) -> None:
         self.hooks = hooks
         self.core = core
@@ -94,6 +97,7 @@ class Worker:
         self.pings = pings
         self.clock = clock
         self.agreement = agreement
+        self.installs = installs
         self._log_clock = LogClock(clock)
         self.stopping = False
         self.now = core.state.now
@@ -132,6 +136,7 @@ class Worker:
             self.agreement.close()
         self.desk.close()
         self.snapshots.close()
+        self.installs.close()
         self.network.flush()
 
     def turn(self, received: list[tuple[int, PeerMessage]]) -> None:
@@ -149,6 +154,7 @@ class Worker:
             self._posted.popleft()(now)
         self.agreement.poll(now)
         self.core.tick(now)
+        self.installs.advance(now)
         self._notice_role(now, at_ms)
         self.desk.take_batches()
         if self.core.state.role is Role.LEADER and self.core.state.transfer_target is None:
@@ -162,6 +168,8 @@ class Worker:
             self.desk.expire()
         self.network.flush()
         self._keep_snapshots(now)
+        state = self.core.state
+        self.network.open_to_strangers = state.role is not Role.LEADER and not state.leader_is_alive()
         self.hooks.publish_status()
         self.snapshots.deliver()
 
@@ -169,15 +177,18 @@ class Worker:
         """Last in the turn: a fork must not find effects half carried out."""
         for batch in self.desk.take_snapshot_requests():
             self.snapshots.request(batch)
-        self.busy_since_ms = self.clock.monotonic_ms()
-        self.snapshots.advance(now)
-        self.busy_since_ms = None
+        if not self.installs.loading:
+            self.busy_since_ms = self.clock.monotonic_ms()
+            self.snapshots.advance(now)
+            self.busy_since_ms = None
 
     def _wait_s(self) -> float:
         if self.applier.behind or self.desk.reads.unfinished:
             return 0.0
         now = self.clock.monotonic_ms()
-        deadline = min(self.desk.next_deadline(), self.snapshots.next_deadline())
+        deadline = min(
+            self.desk.next_deadline(), self.snapshots.next_deadline(), self.installs.next_deadline()
+        )
         wait_ms = min(LONGEST_WAIT_S * 1000, deadline + 1 - now)
         if self.core.state.role is Role.LEADER and self.turns.established:
             wait_ms = min(wait_ms, max(self.turns.next_due_ms() - self.clock.wall_ms(), 1.0))
@@ -203,6 +214,8 @@ class Worker:
                 self.agreement.on_report(sender, message)
             else:
                 self.core.receive(sender, message, self.now)
+                if isinstance(message, InstallSnapshotResponse):
+                    self.installs.on_response(sender, message, self.now)
         except ProtocolViolation as violation:
             log.error(
                 "dropped a message of node %d: %s (is its version the same as ours?)", sender, violation
@@ -212,6 +225,7 @@ class Worker:
         leader = self.core.state.leader_id
         for peer in self.network.take_disconnects():
             self.core.disconnected(peer, self.now)
+            self.installs.disconnected(peer)
             if peer == leader:
                 self.desk.leader_lost(peer)
         for peer in self.network.take_refused():
@@ -241,6 +255,7 @@ class Worker:
         if seen == self._seen:
             return
         (old_role, old_term, old_leader), self._seen = self._seen, seen
+        self.installs.role_changed()
         if old_role is Role.LEADER and seen[:2] != (old_role, old_term):
             self.desk.leadership_lost()
             self.feed.reset()
@@ -285,7 +300,18 @@ class Worker:
                 self.network.queue(peer, message)
         if effects.messages:
             self.network.flush()
+        if effects.configuration_changed:
+            self._follow_configuration()
+        self.installs.carry_out(effects, self.now)
         self.desk.on_reads(effects.reads_ready, effects.reads_failed)
+
+    def _follow_configuration(self) -> None:
+        """Talk to those who belong now; a leader's ledger follows once nothing can take the change back."""
+        state = self.core.state
+        self.network.set_members(peer_addresses(state), state.committed_configuration.cluster_id)
+        self.installs.members_changed(state.progress)
+        if state.role is Role.LEADER and state.configuration is state.committed_configuration:
+            self.turns.members_changed(state.configuration.servers)
 
     def _write_log(self, effects: Effects) -> None:
         stored = self.storage.log
@@ -294,6 +320,8 @@ class Worker:
                 stored.truncate_suffix(operation.from_index)
             elif isinstance(operation, AppendLog):
                 self._outlast_full_disk(partial(stored.append, operation.entries))
+            else:
+                stored.reset(operation.index, operation.term)
         stored.sync()
 
     def _outlast_full_disk(self, write: Callable[[], None]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
+from raft.core.membership import Server
 from raft.storage import hard_state, segments, snapshot_format
 from raft.storage.atomic_file import read_file, replace_file
 from raft.storage.disk import Disk
@@ -14,17 +18,41 @@ from raft.storage.errors import DirectoryLockedError, FormatVersionError, Identi
 
 NAME = "identity.json"
 LOCK_NAME = "lock"
-VERSION = 1
-MAX_BYTES = 65536
+VERSION = 2
+MAX_BYTES = 4 << 20  # the founding list of more servers than any cluster has
+
+
+class Founder(msgspec.Struct, frozen=True):
+    """A founding member as it stands in identity.json: Server without an identity, its fields named."""
+
+    id: int
+    host: str
+    raft_port: int
+    client_port: int
+    http_port: int
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """The content of identity.json. created_at: ISO 8601, for people only."""
+    """The content of identity.json. created_at: ISO 8601, for people only.
+
+    identity: the random name of this directory: whoever comes with another one under the same node id has
+    lost its vote and its log. founding: the members as config.yaml had them when the directory was made; they
+    are the configuration at index 0 and must never change, or nodes would count different quorums for the
+    same entries. cluster_id: "" unless a restore gave the cluster a new one.
+    """
 
     format_version: int
     cluster: str
     node_id: int
     created_at: str
+    identity: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    founding: tuple[Founder, ...]
+    cluster_id: str
+
+    def founding_servers(self) -> tuple[Server, ...]:
+        """The founding members with ascending ids, as the core wants them."""
+        servers = (Server(*msgspec.structs.astuple(founder)) for founder in self.founding)
+        return tuple(sorted(servers, key=lambda server: server.id))
 
 
 class _Versioned(msgspec.Struct):
@@ -64,12 +92,19 @@ def decode_identity(content: bytes, file: Path) -> Identity:
 
 
 def check_identity(
-    directory: Path, cluster: str, node_id: int, *, disk: Disk | None = None, now: str | None = None
+    directory: Path,
+    cluster: str,
+    node_id: int,
+    *,
+    founding: Sequence[Server] = (),
+    cluster_id: str = "",
+    disk: Disk | None = None,
+    now: str | None = None,
 ) -> Identity:
     """Make sure that an existing directory belongs to this node; a new one is made to belong to it.
 
-    now: an ISO 8601 time for a new identity. Raises IdentityError saying what was found and what is wanted,
-    FormatVersionError, StorageError, DiskFullError.
+    founding, cluster_id, now (an ISO 8601 time): for a new identity; an existing one keeps its own. Raises
+    IdentityError saying what was found and what is wanted, FormatVersionError, StorageError, DiskFullError.
     """
     disk = disk or Disk()
     path = directory / NAME
@@ -81,7 +116,9 @@ def check_identity(
                 f"{directory}: has data ({foreign[0]}) but no {NAME}, so nobody can tell whose it is; "
                 f"wanted node {node_id} of cluster {cluster!r}"
             )
-        identity = Identity(VERSION, cluster, node_id, now or datetime.now(UTC).isoformat(timespec="seconds"))
+        created_at = now or datetime.now(UTC).isoformat(timespec="seconds")
+        founders = tuple(Founder(*msgspec.structs.astuple(server)[:5]) for server in founding)
+        identity = Identity(VERSION, cluster, node_id, created_at, os.urandom(16).hex(), founders, cluster_id)
         replace_file(disk, path, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
         return identity
     found = decode_identity(content, path)

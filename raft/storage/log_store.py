@@ -5,7 +5,6 @@ Owned by the raft worker; only the segment preparer runs beside it. Nothing is p
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,16 +14,15 @@ from raft.storage import segments
 from raft.storage.disk import Disk, is_full, write_all
 from raft.storage.entry_cache import EntryCache
 from raft.storage.errors import CompactedError, DiskFullError, StorageError
-from raft.storage.older_segment import OlderSegment
+from raft.storage.outline import Outline
 from raft.storage.preparer import SegmentPreparer
 from raft.storage.record import HEADER_SIZE, RECORD_OVERHEAD, encode_records, record_size
 from raft.storage.recovery import Recovered, Recovery, remove_all
+from raft.storage.segment_reader import SegmentReader
 from raft.storage.segments import NewFile, Segment
-from raft.storage.term_runs import TermRuns
 
 SEGMENT_BYTES = 16 << 20
 CACHE_BYTES = 64 << 20
-READ_BYTES = 1 << 20  # how much is read from a file at a time at most, unless one record is larger
 
 
 class LogStore:
@@ -49,7 +47,7 @@ class LogStore:
         self._segment_bytes = segment_bytes
         self._fsync = fsync
         self._segments = recovered.segments
-        self._runs = recovered.runs
+        self._outline = recovered.outline
         self._base_index = recovered.base_index  # of the entry before the log's first
         self._base_term = recovered.base_term
         self._last_index = recovered.last_index
@@ -60,7 +58,7 @@ class LogStore:
         self._cache = EntryCache(cache_bytes, self._last_index + 1)
         self._failure: StorageError | None = None
         self._preparer: SegmentPreparer | None = None
-        self._older = OlderSegment(disk)
+        self._reader = SegmentReader(disk)
         self.torn_tail = recovered.torn  # what was cut when the log was opened, for people
 
     @classmethod
@@ -134,12 +132,8 @@ class LogStore:
         segment = self._segments[-1] if self._segments else None
         if segment is None or not self._write(segment, entries):
             self._append_rolling(entries)
-        last = entries[-1]
-        if last.term != self._last_term or self._last_index == self._base_index:
-            for entry in entries:
-                self._runs.add(entry.index, entry.term)
-            self._last_term = last.term
-        self._last_index = last.index
+        self._outline.extend(entries)
+        self._last_index, self._last_term = entries[-1].index, entries[-1].term
         self._cache.extend(entries)
 
     def sync(self) -> None:
@@ -165,7 +159,7 @@ class LogStore:
             last_term = self.term(from_index - 1)
             self._remove_from(from_index)
             self._last_index, self._last_term = from_index - 1, last_term
-            self._runs.cut(from_index)
+            self._outline.cut(from_index)
             self._cache.cut(from_index)
         self._sync_dirty()
         self._durable_index = self._last_index
@@ -195,14 +189,14 @@ class LogStore:
         store is dead).
         """
         self._check_alive()
-        self._older.close()
+        self._reader.close()
         try:
             remove_all(self._disk, self._directory, self._segments)
         except StorageError as error:
             self._failure = error
             raise
         self._dirty.clear()
-        self._runs = TermRuns()
+        self._outline = Outline()
         self._cache.clear(index + 1)
         self._base_index = self._last_index = self._durable_index = index
         self._base_term = self._last_term = term
@@ -216,7 +210,7 @@ class LogStore:
         if index == self._last_index:
             return self._last_term
         if self._base_index < index < self._last_index:
-            return self._runs.term(index)
+            return self._outline.term(index)
         if index == self._base_index:
             return self._base_term
         raise self._outside(index, index + 1)
@@ -237,7 +231,7 @@ class LogStore:
             more = (
                 self._cache.slice(lo, hi)
                 if lo >= self._cache.first
-                else self._read_some(lo, hi, max_bytes - size)
+                else self._reader.read(self._segments, lo, min(hi, self._cache.first), max_bytes - size)
             )
             for entry in more:
                 size += len(entry.data)
@@ -247,13 +241,22 @@ class LogStore:
             lo += len(more)
         return tuple(chosen)
 
+    def configurations(self) -> list[Entry]:
+        """All entries of kind CONFIGURATION in the log, oldest first; a snapshot carries the one before.
+
+        Raises as entries().
+        """
+        return [
+            entry for index in self._outline.configurations for entry in self.entries(index, index + 1, 0)
+        ]
+
     def close(self) -> None:
         """Stop the preparer, close the files. Does not sync: what was not synced was promised to nobody."""
         self._failure = self._failure or StorageError(f"{self._directory}: the log is closed")
         if self._preparer is not None:
             self._preparer.close()
             self._preparer = None
-        self._older.close()
+        self._reader.close()
         for segment in self._segments:
             segments.close(self._disk, segment)
 
@@ -349,7 +352,7 @@ class LogStore:
         segment, after = self._segments[0], self._segments[1]
         base_index = max(self._base_index, after.first_index - 1)
         base_term = self.term(base_index)
-        self._older.close()
+        self._reader.close()
         try:
             segments.remove(self._disk, self._directory, segment)
         except StorageError as error:
@@ -359,7 +362,7 @@ class LogStore:
         if segment in self._dirty:
             self._dirty.remove(segment)
         self._base_index, self._base_term = base_index, base_term
-        self._runs.cut_prefix(after.first_index)
+        self._outline.cut_prefix(after.first_index)
         self._cache.cut_prefix(base_index + 1)
 
     def _undo_append(self) -> None:
@@ -368,7 +371,7 @@ class LogStore:
 
     def _remove_from(self, from_index: int) -> None:
         """Remove from_index and all behind it from the files: whole files newest first, then one is cut."""
-        self._older.close()
+        self._reader.close()
         try:
             while len(self._segments) > 1 and self._segments[-1].first_index >= from_index:
                 segments.remove(self._disk, self._directory, self._segments[-1])
@@ -407,13 +410,3 @@ class LogStore:
         what = f"entry {lo}" if hi == lo + 1 else f"entries {lo} to {hi - 1}"
         text = f"{what}: the log has {self.first_index} to {self._last_index}"
         return CompactedError(text) if lo <= self._base_index else IndexError(text)
-
-    def _read_some(self, lo: int, hi: int, room: int) -> Sequence[Entry]:
-        """At least one entry from disk, up to the segment's end, the cache's beginning or the room's end."""
-        position = bisect_right(self._segments, lo, key=lambda segment: segment.first_index) - 1
-        segment = self._segments[position]
-        hi = min(hi, segment.last_index + 1, self._cache.first)
-        start = segment.cut_position(lo)
-        limit = start + min(max(room, 0) + RECORD_OVERHEAD * (hi - lo), READ_BYTES)
-        fitting = bisect_right(range(lo + 1, hi + 1), limit, key=segment.cut_position)
-        return segments.read(self._disk, segment, self._older.descriptor(segment), lo, lo + max(1, fitting))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raft.core.effects import HardState
+from raft.core.membership import Server
 from raft.storage.disk import Disk, ensure_directory
 from raft.storage.errors import StorageError
 from raft.storage.hard_state import HardStateFile
@@ -38,6 +39,7 @@ class NodeStorage:
         cluster: str,
         node_id: int,
         *,
+        founding: Sequence[Server] = (),
         fsync: bool = True,
         segment_bytes: int = SEGMENT_BYTES,
         cache_bytes: int = CACHE_BYTES,
@@ -45,7 +47,10 @@ class NodeStorage:
         disk: Disk | None = None,
         prepare_ahead: bool = True,
     ) -> NodeStorage:
-        """Open the data directory of node node_id, making it if it is new. Arguments as for LogStore.open.
+        """Open the data directory of node node_id, making it if it is new.
+
+        founding: the founding members that a new directory notes for ever; an existing one has its own. Other
+        arguments as for LogStore.open.
 
         Raises DirectoryLockedError, IdentityError, FormatVersionError, CorruptLogError, CorruptSnapshotError,
         StorageError, DiskFullError (only while a new directory is set up). After an error nothing stays open.
@@ -55,7 +60,7 @@ class NodeStorage:
         lock = DirectoryLock(directory, disk)
         log = None
         try:
-            identity = check_identity(directory, cluster, node_id, disk=disk)
+            identity = check_identity(directory, cluster, node_id, founding=founding, disk=disk)
             hard_state = HardStateFile(directory, disk)
             hard_state.load()
             snapshots = SnapshotStore.open(directory, cluster, disk=disk)

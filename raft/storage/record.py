@@ -55,7 +55,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from raft.core.entry import Entry
+from raft.core.entry import Entry, EntryKind
 
 VERSION = 1
 MAGIC = b"SNRAFTLG"
@@ -68,6 +68,7 @@ _CRC = struct.Struct("<I")
 _BODY = struct.Struct("<IQQQQ")  # the record's fixed part without its crc
 _RECORD = struct.Struct("<IIQQQQ")
 _PADDING = [bytes(n) for n in range(8)]
+_CONFIGURATION = EntryKind.CONFIGURATION.value
 _PLAUSIBLE_INDEX = 1 << 48  # quick filter when looking for records among garbage; no log gets that long
 _crc32c = google_crc32c.value
 
@@ -178,6 +179,7 @@ class Scan:
     last_term: int
     synced: int  # the highest value in any record
     runs: list[tuple[int, int]]  # (index, term) wherever a record's term differs from the one before
+    configurations: list[int]  # the indexes of the records of that kind
     fault: str | None = None  # why the record at `end` is bad; None: the log ends there properly
 
 
@@ -188,7 +190,7 @@ def scan_segment(blob: bytes, first_index: int, last_term: int) -> Scan:
     have left behind: valid checksum, impossible content.
     """
     offsets = array("Q")
-    scan = Scan(offsets, HEADER_SIZE, last_term, 0, [])
+    scan = Scan(offsets, HEADER_SIZE, last_term, 0, [], [])
     unpack, crc32c, add = _RECORD.unpack_from, _crc32c, offsets.append
     offset, size, expected, best = HEADER_SIZE, len(blob), first_index, 0
     while offset + RECORD_OVERHEAD <= size:
@@ -209,6 +211,8 @@ def scan_segment(blob: bytes, first_index: int, last_term: int) -> Scan:
                 raise FormatError(offset, f"record {index} has term {term} after term {last_term}")
             scan.runs.append((index, term))
             last_term = term
+        if kind == _CONFIGURATION:
+            scan.configurations.append(index)
         if synced > best:
             best = synced
         add(offset)

@@ -14,6 +14,7 @@ from pathlib import Path
 from raft.storage import segments
 from raft.storage.disk import Disk, write_all
 from raft.storage.errors import CorruptLogError, FormatVersionError, StorageError
+from raft.storage.outline import Outline
 from raft.storage.record import (
     HEADER_SIZE,
     VERSION,
@@ -24,7 +25,6 @@ from raft.storage.record import (
     scan_segment,
 )
 from raft.storage.segments import Segment
-from raft.storage.term_runs import TermRuns
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -40,7 +40,7 @@ class Recovered:
     """
 
     segments: list[Segment] = field(default_factory=list)
-    runs: TermRuns = field(default_factory=TermRuns)
+    outline: Outline = field(default_factory=Outline)
     base_index: int = 0
     base_term: int = 0
     last_index: int = 0
@@ -183,7 +183,8 @@ class Recovery:
             segment.offsets, segment.end = scan.offsets, scan.end
             found.last_term, found.proven = scan.last_term, max(found.proven, synced, scan.synced)
             for index, term in scan.runs:
-                found.runs.add(index, term)
+                found.outline.add(index, term)
+            found.outline.configurations += scan.configurations
             expected = segment.last_index + 1
             if scan.fault is not None:
                 return _Fault(position, scan.end, expected, scan.fault)
@@ -230,23 +231,24 @@ class Recovery:
         found, index, term = self._found, self._snapshot_index, self._snapshot_term
         first = found.segments[0].first_index if found.segments else index + 1
         found.last_index = found.segments[-1].last_index if found.segments else index
-        if found.last_index < index or (first <= index and found.runs.term(index) != term):
+        if found.last_index < index or (first <= index and found.outline.term(index) != term):
             what = f"ends at {found.last_index}" if found.last_index < index else "differs there"
             logger.warning(
                 "%s: the log (%d to %d) is replaced by the snapshot of entry %d, term %d: it %s",
                 *(self._directory, first, found.last_index, index, term, what),
             )
             remove_all(self._disk, self._directory, found.segments)
-            found.runs, found.last_index, found.proven, first = TermRuns(), index, index, index + 1
+            found.outline, found.last_index, found.proven, first = Outline(), index, index, index + 1
         if first == index + 1:
             found.base_index, found.base_term = index, term
         elif first == 1:
             found.base_index, found.base_term = 0, 0
         else:  # nobody knows the term before the first entry any more: that entry only tells its own
-            found.base_index, found.base_term = first, found.runs.term(first)
+            found.base_index, found.base_term = first, found.outline.term(first)
+            found.outline.cut_prefix(first + 1)
         found.last_term = found.base_term
         if found.last_index > found.base_index:
-            found.last_term = found.runs.term(found.last_index)
+            found.last_term = found.outline.term(found.last_index)
 
 
 def remove_all(disk: Disk, directory: Path, found: list[Segment]) -> None:

@@ -62,6 +62,12 @@ def test_member_finds_itself_and_the_wrong_id_names_the_ids() -> None:
         Settings().member(9, "config.yaml")
 
 
+@pytest.mark.parametrize("size", [65_536, 16_777_216, 1_073_741_824])
+def test_segment_bytes(tmp_path: Path, size: int) -> None:
+    assert load(tmp_path, f"storage: {{segment_bytes: {size}}}").storage.segment_bytes == size
+    assert Settings().storage.segment_bytes == 16_777_216
+
+
 def test_node_dir() -> None:
     assert Settings().storage.node_dir(3) == Path("data/node-3")
 
@@ -121,6 +127,9 @@ BAD = [
     ("cluster: {name: ''}", "cluster.name", "letters"),
     ("storage: {data_dir: ''}", "storage.data_dir", "directory"),
     ("storage: {fsync: 'yes'}", "storage.fsync", "true or false"),
+    ("storage: {segment_bytes: 65535}", "storage.segment_bytes", "from 65536"),
+    ("storage: {segment_bytes: 1073741825}", "storage.segment_bytes", "to 1073741824"),
+    ("storage: {segment_bytes: 16M}", "storage.segment_bytes", "whole number of bytes"),
     ("storage: {snapshot_every_entries: 0}", "storage.snapshot_every_entries", "from 1"),
     ("database: {uri: localhost}", "database.uri", "mongodb://"),
     ("database: {uri: 'mongodb://'}", "database.uri", "mongodb://"),

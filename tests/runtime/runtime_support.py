@@ -32,6 +32,8 @@ from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
+from raft.runtime.install import SnapshotReceiver, SnapshotSender
+from raft.runtime.installs import Installs
 from raft.runtime.pings import PingBoard
 from raft.runtime.restore import restore
 from raft.runtime.snapshots import Fork, Snapshots
@@ -261,6 +263,14 @@ class Bench:
             encode_configuration(configuration),
             self.agreement.applied,
         )
+        store: Any = self.storage.snapshots
+        self.installs = Installs(
+            self.core,
+            self.machine,
+            self.applier,
+            SnapshotSender(store, 1, self.network.queue),
+            SnapshotReceiver(store, "bench", self.network.queue, self.network.wake),
+        )
         self.snapshots = Snapshots(
             self.machine,
             self.storage.snapshots,
@@ -268,6 +278,7 @@ class Bench:
             self.desk.load,
             configuration=lambda: self.applier.configuration,
             every_entries=every_entries,
+            pinned=self.installs.pinned_index,
             fork=fork,
         )
         turns = Turns(
@@ -282,7 +293,7 @@ class Bench:
         network: Any = self.network
         self.worker = Worker(
             self, self.core, self.storage, network, self.machine, self.desk, self.applier, turns, self.feed,
-            self.snapshots, self.pings, self.clock, self.agreement,
+            self.snapshots, self.pings, self.clock, self.agreement, self.installs,
         )  # fmt: skip
         self.waiters: list[Waiter] = []
 

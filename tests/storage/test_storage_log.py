@@ -142,6 +142,43 @@ def test_entries_are_bounded_alike_from_memory_and_from_disk(cache_bytes: int) -
         assert store.entries(lo, hi, max_bytes) == tuple(expected)
 
 
+def test_reading_in_small_pieces_decodes_little_more_than_is_returned() -> None:
+    """Once each piece of 64 KiB cost the decoding of a megabyte, and a restart took three times as long."""
+    disk = make_disk()
+    store = open_store(disk, segment_bytes=1 << 20, cache_bytes=0)
+    store.append(make_entries(1, 9000, size=70))
+    store.sync()
+    read, pread = 0, disk.pread
+
+    def counted(fd: int, count: int, offset: int) -> bytes:
+        nonlocal read
+        read += count
+        return pread(fd, count, offset)
+
+    disk.pread = counted  # type: ignore[method-assign]
+    lo = 1
+    while lo <= 9000:
+        lo += len(store.entries(lo, 9001, 8192))
+    assert read < 1.2 * store.byte_size
+
+
+def test_empty_entries_are_read_in_pieces_too() -> None:
+    disk = make_disk()
+    store = open_store(disk, segment_bytes=8 << 20, cache_bytes=0)
+    written = make_entries(1, 60_000, size=0)
+    store.append(written)
+    largest, pread = 0, disk.pread
+
+    def seen(fd: int, count: int, offset: int) -> bytes:
+        nonlocal largest
+        largest = max(largest, count)
+        return pread(fd, count, offset)
+
+    disk.pread = seen  # type: ignore[method-assign]
+    assert store.entries(1, 60_001, 0) == tuple(written)
+    assert largest <= 1 << 20
+
+
 @pytest.mark.parametrize(("lo", "hi"), [(0, 2), (1, 7), (6, 7), (-3, 1)])
 def test_entries_outside_the_log(lo: int, hi: int) -> None:
     store = open_store(make_disk())

@@ -37,17 +37,25 @@ class LogMachine(RuleBasedStateMachine):
             snapshot_term=term,
         )
 
+    def more(self, count: int, size: int | None) -> list[Entry]:
+        """Entries to append; now and then one is a configuration."""
+        first = len(self.model) + 1
+        return [
+            Entry(entry.index, entry.term, 2 if entry.index % 5 == 0 else 1, entry.data)
+            for entry in make_entries(first, first + count - 1, self.term, size)
+        ]
+
     @rule(count=st.integers(1, 12), size=st.none() | st.integers(0, 700), newer=st.booleans())
     def append(self, count: int, size: int | None, newer: bool) -> None:
         self.term += newer
-        entries = make_entries(len(self.model) + 1, len(self.model) + count, self.term, size)
+        entries = self.more(count, size)
         self.store.append(entries)
         self.model += entries
 
     @rule(count=st.integers(1, 12), size=st.none() | st.integers(0, 200), written=st.integers(0, 300))
     def append_on_a_full_disk(self, count: int, size: int | None, written: int) -> None:
         fault = self.disk.fail("pwrite", 28, written=written, skip=written % 2)
-        entries = make_entries(len(self.model) + 1, len(self.model) + count, self.term, size)
+        entries = self.more(count, size)
         with contextlib.suppress(DiskFullError):
             self.store.append(entries)
             self.model += entries
@@ -123,7 +131,9 @@ class LogMachine(RuleBasedStateMachine):
         assert self.promised <= self.store.durable_index <= self.store.last_index
         assert self.store.first_index <= self.snapshot[0] + 1
         assert self.store.term(self.snapshot[0]) == self.snapshot[1]
-        assert read_log(self.store) == self.model[self.store.first_index - 1 :]
+        expected = self.model[self.store.first_index - 1 :]
+        assert read_log(self.store) == expected
+        assert self.store.configurations() == [entry for entry in expected if entry.kind == 2]
 
 
 TestLogAgainstAList = LogMachine.TestCase

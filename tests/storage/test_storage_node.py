@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faulty_disk import FaultyDisk, PowerLoss
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from storage_helpers import DIRECTORY, make_disk, make_entries
 
 from raft.core.effects import HardState
+from raft.core.membership import Server
 from raft.storage.errors import (
     CorruptLogError,
     DirectoryLockedError,
@@ -77,7 +79,7 @@ def test_data_without_an_identity_is_refused(name: str) -> None:
     assert not disk.exists(IDENTITY)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 1}', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format_version": 2}', b"\xff\xfe", b"null"])
 def test_a_damaged_identity_is_refused(content: bytes) -> None:
     disk = make_disk()
     disk.put(IDENTITY, content)
@@ -94,9 +96,98 @@ def test_random_bytes_as_identity_give_typed_errors_only(content: bytes) -> None
 
 def test_another_version_of_the_identity_is_refused_naming_both() -> None:
     disk = make_disk()
-    disk.put(IDENTITY, json.dumps({"format_version": 2, "something": "else"}).encode())
-    with pytest.raises(FormatVersionError, match="format version 2, this program reads version 1"):
+    old = {"format_version": 1, "cluster": "c", "node_id": 1, "created_at": "then"}
+    for content in (old, {"format_version": 3, "something": "else"}):
+        disk.put(IDENTITY, json.dumps(content).encode())
+        named = f"format version {content['format_version']}, this program reads version 2"
+        with pytest.raises(FormatVersionError, match=named):
+            open_node(disk)
+        assert json.loads(disk.file(IDENTITY)) == content
+
+
+def founders(*ids: int, host: str = "127.0.0.1") -> tuple[Server, ...]:
+    return tuple(Server(n, host, 7100 + n, 7200 + n, 7300 + n) for n in ids)
+
+
+def test_a_new_directory_notes_its_founding_members_for_ever() -> None:
+    disk = make_disk()
+    identity = check_identity(DIRECTORY, "c", 1, founding=founders(2, 1, 3), disk=disk, now="then")
+    assert identity.founding_servers() == founders(1, 2, 3)
+    content = disk.file(IDENTITY)
+    for listed in (founders(1), founders(1, 2, 3, 4), founders(1, 2, 3, host="other"), ()):
+        again = check_identity(DIRECTORY, "c", 1, founding=listed, disk=disk)
+        assert again == identity
+        assert disk.file(IDENTITY) == content
+
+
+def test_the_identity_file_is_readable() -> None:
+    disk = make_disk()
+    known = Server(1, "::1", 7101, 7201, 7301, identity="known already")
+    identity = check_identity(DIRECTORY, "c", 1, founding=[known], disk=disk, now="then")
+    assert json.loads(disk.file(IDENTITY)) == {
+        "format_version": 2,
+        "cluster": "c",
+        "node_id": 1,
+        "created_at": "then",
+        "identity": identity.identity,
+        "founding": [{"id": 1, "host": "::1", "raft_port": 7101, "client_port": 7201, "http_port": 7301}],
+        "cluster_id": "",
+    }
+    assert identity.founding_servers() == founders(1, host="::1"), "founders have no identity yet"
+
+
+def test_each_directory_has_an_identity_of_its_own() -> None:
+    """Otherwise a disk that was emptied could not be told from the one that made promises."""
+    seen = {check_identity(DIRECTORY, "c", 1, disk=make_disk(), now="then").identity for _ in range(50)}
+    assert len(seen) == 50
+    assert all(len(each) == 32 and int(each, 16) >= 0 for each in seen)
+
+
+def test_the_storage_passes_the_founding_members_on() -> None:
+    disk = make_disk()
+    options: dict[str, Any] = {"disk": disk, "prepare_ahead": False}
+    storage = NodeStorage.open(DIRECTORY, "c", 1, founding=founders(1, 2), **options)
+    first = storage.identity
+    storage.close()
+    storage = NodeStorage.open(DIRECTORY, "c", 1, founding=founders(1, 2, 3), **options)
+    assert storage.identity == first
+    assert storage.identity.founding_servers() == founders(1, 2)
+    storage.close()
+
+
+def test_a_restored_directory_has_the_new_cluster_id() -> None:
+    disk = make_disk()
+    assert check_identity(DIRECTORY, "c", 1, cluster_id="abc", disk=disk).cluster_id == "abc"
+    assert check_identity(DIRECTORY, "c", 1, disk=disk).cluster_id == "abc"
+
+
+@pytest.mark.parametrize("field", ["identity", "founding", "cluster_id", "node_id"])
+def test_an_identity_without_a_field_is_refused(field: str) -> None:
+    """No members at all must not be what a damaged file means."""
+    disk = make_disk()
+    check_identity(DIRECTORY, "c", 1, founding=founders(1), disk=disk)
+    content = json.loads(disk.file(IDENTITY))
+    del content[field]
+    disk.put(IDENTITY, json.dumps(content).encode())
+    with pytest.raises(IdentityError, match=field):
         open_node(disk)
+
+
+@pytest.mark.parametrize("name", ["", "0" * 31, "0" * 33, "G" * 32, "A" * 32, "0" * 32 + "\n"])
+def test_an_identity_of_another_shape_is_refused(name: str) -> None:
+    disk = make_disk()
+    check_identity(DIRECTORY, "c", 1, disk=disk)
+    content = json.loads(disk.file(IDENTITY)) | {"identity": name}
+    disk.put(IDENTITY, json.dumps(content).encode())
+    with pytest.raises(IdentityError, match="identity"):
+        open_node(disk)
+
+
+def test_a_very_long_founding_list_can_be_read_again() -> None:
+    disk = make_disk()
+    many = founders(*range(1, 1001), host="h" * 253)
+    check_identity(DIRECTORY, "c", 1, founding=many, disk=disk)
+    assert check_identity(DIRECTORY, "c", 1, disk=disk).founding_servers() == many
 
 
 def test_power_loss_while_a_directory_is_set_up() -> None:

@@ -42,6 +42,7 @@ from raft.runtime.turns import Turns
 from raft.runtime.worker import Worker
 from raft.storage.node_storage import NodeStorage
 from raft.transport.codec import MessageCodec
+from raft.transport.handshake import PeerAddress
 from raft.transport.node_messages import PeerMessage, Ping, Pong
 
 Kind = TypeVar("Kind")
@@ -112,6 +113,8 @@ class MemoryLog:
 class NoSnapshots:
     """A snapshot store that has none."""
 
+    cluster = "bench"
+
     def latest(self) -> None:
         return None
 
@@ -139,8 +142,13 @@ class FakeNetwork:
         self.disconnects: list[int] = []
         self.refused: list[int] = []
         self.wakes = 0
+        self.members: dict[int, PeerAddress] = {}
+        self.cluster_id = ""
         self.events = events
         self._codec = MessageCodec()
+
+    def set_members(self, members: dict[int, PeerAddress], cluster_id: str) -> None:
+        self.members, self.cluster_id = members, cluster_id
 
     def queue(self, peer: int, message: PeerMessage) -> bool:
         if peer in self.away:

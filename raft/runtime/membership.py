@@ -59,7 +59,8 @@ class Membership:
             return
         if self._under_way is not None and state.commit_index >= self._under_way[0]:
             self._finish(OK)
-        if state.configuration_index > state.commit_index or state.commit_index < state.term_first_index:
+        under_way = state.configuration_index > state.commit_index or state.departing
+        if under_way or state.commit_index < state.term_first_index:
             self._give_up_old(now)
             return
         if self._record_identities(now):

@@ -5,6 +5,7 @@ comes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -127,7 +128,8 @@ def ensure_directory(disk: Disk, directory: Path) -> None:
         directory = directory.parent
     for path in reversed(missing):
         try:
-            disk.mkdir(path)
+            with contextlib.suppress(FileExistsError):  # another node has just made the parent that they share
+                disk.mkdir(path)
             disk.fsync_dir(path.parent)
         except OSError as error:
             raise StorageError(f"{path}: cannot make the data directory: {error}") from error

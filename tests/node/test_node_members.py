@@ -64,6 +64,7 @@ def test_three_grow_to_five_and_shrink_back_under_load(cluster: Cluster) -> None
         assert voters(cluster, cluster.leader()) == ["1", "2", "3", "4", "5"]
         cluster.kill(cluster.leader())  # four of five go on
         cluster.start(*[n for n in cluster.ids if n not in cluster.alive()])
+        cluster.ready()
         load.progress(20)
         for node in (1, 2):
             remove(cluster, node)

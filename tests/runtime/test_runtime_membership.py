@@ -138,6 +138,21 @@ def test_changes_wait_for_each_other() -> None:
     assert leader.answers[second] == b"+OK\r\n"
 
 
+def test_a_removal_is_over_only_when_the_core_has_parted_from_the_server() -> None:
+    """The answer may be heard, and the next change asked for, in the very turn of the commit."""
+    leader = Leader()
+    leader.acknowledge(2, 3)
+    first = leader.ask("RAFT REMOVE 3")
+    response = AppendEntriesResponse(leader.state.term, True, leader.state.log.last_index)
+    leader.core.receive(2, response, leader.now)
+    leader.membership.advance(leader.now)
+    assert leader.answers[first] == b"+OK\r\n"
+    second = leader.ask(add(4))
+    leader.turn()
+    leader.acknowledge(2)
+    assert leader.answers[second] == b"+OK\r\n"
+
+
 def test_a_change_that_cannot_begin_in_time_is_refused() -> None:
     leader = Leader()
     leader.acknowledge(2)

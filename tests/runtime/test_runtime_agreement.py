@@ -221,6 +221,16 @@ def test_who_is_no_member_any_more_does_not_count() -> None:
     one.diverged()
 
 
+def test_who_is_no_member_any_more_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    one = One()
+    one.apply(10, A)
+    one.hear(3, 10, B)
+    one.state.configuration = Configuration((1, 2))
+    one.hear(2, 10, A)
+    one.poll()
+    assert one.agreement.agreed_index == 10 and caplog.records == []
+
+
 @pytest.mark.parametrize("leader", [ME, 2])
 def test_of_two_nodes_the_leader_goes_on(leader: int, caplog: pytest.LogCaptureFixture) -> None:
     one = One(voters=(1, 2), leader=leader)
@@ -310,7 +320,7 @@ def test_a_lost_report_is_made_up_for() -> None:
     assert one.agreement.agreed_index == 10
 
 
-def test_a_voter_that_needs_longer_is_waited_for() -> None:
+def test_a_voter_that_needs_longer_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     """It may be the one that makes this node's digest the majority's."""
     one = One()
     one.apply(10, A)
@@ -318,6 +328,7 @@ def test_a_voter_that_needs_longer_is_waited_for() -> None:
     one.hear(3, 10, "?")
     for _ in range(20):
         one.poll(WAIT_MS / 2)
+    assert caplog.records == []
     one.hear(3, 10, A)
     one.poll()
     assert one.agreement.agreed_index == 10
@@ -378,6 +389,16 @@ def test_who_asks_is_answered() -> None:
     one.hear(9, 10, B, wanted=True)
     one.hear(2, 10, A)
     assert one.sent == []
+
+
+@pytest.mark.parametrize("digest", ["x", "A" * 64, "b" * 63, "b" * 10**6, B + "\n", "??", "?" + B])
+def test_what_is_no_digest_is_not_kept(digest: str) -> None:
+    one = One()
+    one.apply(10, A)
+    one.hear(2, 10, digest)
+    one.hear(3, 10, digest, wanted=True)
+    assert one.agreement._heard == {}
+    one.poll()
 
 
 @pytest.mark.parametrize("liar", [2, 3])
@@ -544,6 +565,8 @@ def test_the_worker_that_differs_ends_before_it_serves_anything() -> None:
 
 def test_not_before_the_term_is_applied() -> None:
     bench = Bench(digest_interval_s=2)
+    bench.follow(2, term=1)
+    bench.replicate([b"SET", b"a", b"1"])
     bench.clock.now += 2000
     bench.win()
     for _ in range(3):

@@ -114,6 +114,7 @@ def _build(
         wake=network.wake,
         max_pending=settings.limits.max_pending_requests,
         first_request_id=random.SystemRandom().getrandbits(48) << 14,  # never one of an earlier run
+        origin=f"{node_id}.{run_id[:20]}",
         lease_ended=owner.lease_ended if settings.raft.lease_reads else None,
     )
     pings = PingBoard()

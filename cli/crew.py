@@ -1,11 +1,12 @@
 """The hands and feet of followers: one thread that keeps them in touch with the cluster through any node.
 
 A crew holds one connection for commands and one subscribed to `turns`, both to the same node, for all its
-followers. Whatever goes wrong – node lost, no quorum, silence – it goes to the next node, joins again and asks
-INTERVAL CURRENT, so that a turn announced meanwhile is still answered. Each follower sends JOIN and REPORT
-under ONCE in a session of its own (cli/once.py): what has no answer is repeated through the next node with the
-same number until its outcome is known, and is carried out once. Where turns go round (followers_per_interval) a follower
-finds out by its first NOTURN, and from then on asks FOLLOWER INFO whether it has a turn before it answers.
+followers. Whatever goes wrong – node lost, no quorum, silence – it goes to the next node, joins again and
+asks INTERVAL CURRENT, so that a turn announced meanwhile is still answered. Each follower sends JOIN and
+REPORT under ONCE in a session of its own (cli/once.py): what has no answer is repeated with the same number
+through the next node, until its outcome is known, and is carried out once. Where turns go round
+(followers_per_interval) a follower finds out by its first NOTURN, and from then on asks FOLLOWER INFO whether
+it has a turn before it answers.
 """
 
 from __future__ import annotations

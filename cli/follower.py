@@ -75,7 +75,7 @@ class Follower:
         self._once = OnceSession()
 
     def join_command(self) -> list[str]:
-        """The words of its FOLLOWER JOIN under ONCE; the same until it is answered, so that a retry is one."""
+        """The words of its FOLLOWER JOIN under ONCE; the same until it is answered: a retry is one."""
         return self._once.wrap(self._join())
 
     def report_command(self, interval: int) -> list[str]:

@@ -2,7 +2,8 @@
 
 Format (msgpack): array of [at_ms: int, commands: array of [name: bin, argument: bin, ...]]. It stands on disk
 and on the wire. The commands that a node passes on to the leader stand in one command of such an entry,
-[~ONCE, lane, number, commands], where commands is the same array in msgpack. An entry with more fields comes from a newer version; this one refuses it. Pure; any thread.
+[~ONCE, lane, number, commands], where commands is the same array in msgpack. An entry with more fields comes
+from a newer version; this one refuses it. Pure; any thread.
 """
 
 from __future__ import annotations

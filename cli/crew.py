@@ -1,10 +1,12 @@
 """The hands and feet of followers: one thread that keeps them in touch with the cluster through any node.
 
 A crew holds one connection for commands and one subscribed to `turns`, both to the same node, for all its
-followers. Whatever goes wrong – node lost, no quorum, silence – it goes to the next node, joins again (JOIN
-may be repeated) and asks INTERVAL CURRENT, so that a turn announced meanwhile is still answered. A REPORT is
-repeated until its outcome is known: it counts once. Where turns go round (followers_per_interval) a follower
-finds out by its first NOTURN, and from then on asks FOLLOWER INFO whether it has a turn before it answers.
+followers. Whatever goes wrong – node lost, no quorum, silence – it goes to the next node, joins again and
+asks INTERVAL CURRENT, so that a turn announced meanwhile is still answered. Each follower sends JOIN and
+REPORT under ONCE in a session of its own (cli/once.py): what has no answer is repeated with the same number
+through the next node, until its outcome is known, and is carried out once. Where turns go round
+(followers_per_interval) a follower finds out by its first NOTURN, and from then on asks FOLLOWER INFO whether
+it has a turn before it answers.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 from cli.follower import Follower, State
 from cli.link import Address, Link, LinkLost, error_text, fields
+from cli.once import expired
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +189,7 @@ class Crew:
                 if not follower.reported(interval, error_text(answer), now)
             ]
             waiting = [follower for follower, _ in refused]
-            other = next((error for _, error in refused if error and not error.startswith("BUSY")), None)
+            other = next((error for _, error in refused if error and not _here_again(error)), None)
             if other is not None:
                 raise NextNode(f"REPORT: {other}")
             if waiting and self._stopping.wait(0.05 * (attempt + 1)):
@@ -216,9 +219,10 @@ class Crew:
         spamming = [f for f in self.followers if f.answers_out_of_turn(interval)]
         if not spamming:
             return
-        answers = link.ask_all([follower.report_command(interval + 1000) for follower in spamming])
+        out_of_turn = interval + 1000
+        answers = link.ask_all([follower.report_command(out_of_turn) for follower in spamming])
         for follower, answer in zip(spamming, answers, strict=True):
-            follower.spammed(error_text(answer), time.monotonic())
+            follower.spammed(out_of_turn, error_text(answer), time.monotonic())
 
     def _say_goodbye(self) -> None:
         """LEAVE for everyone who is in, through the first node that takes it."""
@@ -241,6 +245,11 @@ class Crew:
                     leaving.remove(follower)
         for follower in leaving:
             log.warning("%s: could not leave", follower.name)
+
+
+def _here_again(error: str) -> bool:
+    """Whether the same node may be asked again after this."""
+    return error.startswith("BUSY") or expired(error)
 
 
 def _number(value: Any) -> int:

@@ -14,9 +14,11 @@ from enum import Enum
 
 import msgspec
 
+from cli.once import OnceSession
+
 log = logging.getLogger(__name__)
 
-RETRY_CODES = frozenset({"CLUSTERDOWN", "INDETERMINATE", "BUSY"})  # REPORT and JOIN may always be sent again
+RETRY_CODES = frozenset({"CLUSTERDOWN", "INDETERMINATE", "BUSY"})  # sent again, under the same number
 _REMEMBERED = 1000
 _BAN_UNKNOWN_S = 5.0
 
@@ -70,13 +72,20 @@ class Follower:
         self.refused_out_of_turn = 0
         self._spam_considered = 0
         self.bans = 0
+        self._once = OnceSession()
 
     def join_command(self) -> list[str]:
-        """The words of its FOLLOWER JOIN."""
-        return ["FOLLOWER", "JOIN", self.name, self.version, *([self.address] if self.address else [])]
+        """The words of its FOLLOWER JOIN under ONCE; the same until it is answered: a retry is one."""
+        return self._once.wrap(self._join())
 
     def report_command(self, interval: int) -> list[str]:
-        """The words of its FOLLOWER REPORT for an interval; the same each time, so that a retry is one."""
+        """The words of its FOLLOWER REPORT for an interval under ONCE; the same until it is answered."""
+        return self._once.wrap(self._report(interval))
+
+    def _join(self) -> list[str]:
+        return ["FOLLOWER", "JOIN", self.name, self.version, *([self.address] if self.address else [])]
+
+    def _report(self, interval: int) -> list[str]:
         return ["FOLLOWER", "REPORT", self.name, str(interval), f"{self.name} at interval {interval}"]
 
     def wants_to_join(self, now_s: float) -> bool:
@@ -117,16 +126,15 @@ class Follower:
 
     def joined(self, error: str | None, now_s: float) -> bool:
         """Takes the answer to JOIN (None: OK); False when it has to be sent again."""
+        if not self._is_final(self._join(), error):
+            return False
         if error is None:
             if self.state is not State.ACTIVE:
                 log.info("%s: joined as version %s", self.name, self.version)
                 self.first_turn = None
             self.state = State.ACTIVE
             return True
-        code = error.split(" ", 1)[0]
-        if code in RETRY_CODES:
-            return False
-        if code == "BANNED":
+        if error.startswith("BANNED"):
             self._banned(error, now_s)
         else:
             self.state = State.REFUSED
@@ -135,12 +143,12 @@ class Follower:
 
     def reported(self, interval: int, error: str | None, now_s: float) -> bool:
         """Takes the answer to REPORT (None: OK); False when it has to be sent again."""
+        if not self._is_final(self._report(interval), error):
+            return False
         code = error.split(" ", 1)[0] if error else ""
         if error is None:
             self.acknowledged.append(interval)
             log.debug("%s: interval %d: answered", self.name, interval)
-        elif code in RETRY_CODES:
-            return False
         elif code == "BANNED":
             self._banned(error, now_s)
         elif code == "NOFOLLOWER":
@@ -154,8 +162,15 @@ class Follower:
         self.settled = max(self.settled, interval)
         return True
 
-    def spammed(self, error: str | None, now_s: float) -> None:
-        """Takes the answer to a REPORT that it knew to be out of turn."""
+    def _is_final(self, words: list[str], error: str | None) -> bool:
+        """Whether the answer stands; else the same is to be sent again, to any node."""
+        if error is not None and error.split(" ", 1)[0] in RETRY_CODES:
+            return False
+        return self._once.settle(words, error)
+
+    def spammed(self, interval: int, error: str | None, now_s: float) -> None:
+        """Takes the answer to a REPORT that it knew to be out of turn; it is not sent again."""
+        self._once.settle(self._report(interval), error)
         log.info("%s: answered out of turn: %s", self.name, error or "OK")
         if error is not None and error.startswith("NOTURN"):
             self.refused_out_of_turn += 1

@@ -19,10 +19,10 @@ class Batch:
     """Slots for answers; some may be filled already (local commands), the others wait in `operations`.
 
     protocol: RESP version of the answers. operations: (slot, words) in order. writes: how many of them are
-    Kind.WRITE. remaining: open slots.
+    Kind.WRITE. remaining: open slots. weight: how many places in Load an operation holds.
     """
 
-    __slots__ = ("_answers", "_on_done", "operations", "protocol", "remaining", "writes")
+    __slots__ = ("_answers", "_on_done", "operations", "protocol", "remaining", "weight", "writes")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Batch:
         self.operations = operations
         self.writes = writes
         self.remaining = len(operations)
+        self.weight = 1
         self._answers = answers
         self._on_done = on_done
 

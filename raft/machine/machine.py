@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from ledger.ledger import Context, Hasher, Ledger
 from raft.core.entry import Entry, EntryKind
 from raft.machine.arguments import RefusedError
-from raft.machine.batch import decode_batch
+from raft.machine.batch import decode_batch, decode_commands
 from raft.machine.commands import COMMANDS, Kind, word_bounds, wrong_arity
 from raft.machine.keyvalue import KeyValue
-from raft.machine.sessions import SessionTable, fingerprint, session_and_number
+from raft.machine.sessions import SessionTable, fingerprint, lane_fingerprint, session_and_number
 from raft.machine.snapshot import Progress, dump, load_into
 from raft.machine.transactions import HERE, decode_transaction
 from raft.replies import OK, Error, Reply
@@ -56,6 +56,7 @@ class Machine:
     __slots__ = (
         "_digest_asked",
         "_digest_due",
+        "_lane_rows",
         "_once_rows",
         "_quiet_rows",
         "_read_rows",
@@ -88,6 +89,7 @@ class Machine:
         self._transaction_rows = {**self._once_rows, **_rows_of(HERE), b"TIME": (self._time, 1, 1)}
         once = (self._once, *word_bounds(COMMANDS[b"ONCE"])[:2])  # it is always carried out, reads too
         writes |= {b"ONCE": once, b"once": once}
+        self._lane_rows = {**self._once_rows, b"ONCE": once, b"once": once, b"~EXEC": (self._exec, 2, 2)}
         self._rows = {**reads, **writes, **system, **_containers(self._ledger_command, self._digest_later)}
         self._quiet_rows: _Rows = {
             **{name: (_nothing, fewest, most) for name, (_, fewest, most) in reads.items()},
@@ -247,11 +249,12 @@ class Machine:
         return rows
 
     def _system_rows(self) -> _Rows:
-        """Rows of what only leaders propose."""
+        """Rows of what no client can send."""
         rows: _Rows = dict.fromkeys(_LEDGER_SYSTEM, (self._ledger_system, 1, sys.maxsize))
         rows[b"~EXPIRE"] = (_expired, 1, 1)
         rows[b"~DIGEST"] = (self._compare, 1, 1)
         rows[b"~EXEC"] = (self._exec, 2, 2)
+        rows[b"~ONCE"] = (self._lane, 4, 4)
         return rows
 
     # --- commands that carry out commands ---
@@ -280,6 +283,18 @@ class Machine:
         reply = self._run(self._once_rows, command)
         self.sessions.keep(session, number, mark, reply, now_ms)
         return reply
+
+    def _lane(self, words: list[bytes]) -> Reply:
+        """~ONCE lane seq commands: what a node passes on for its clients. Answers all replies in an array, or
+        an error: then nothing is carried out. See raft/machine/sessions.py"""
+        lane, number, mark, now_ms = words[1], int(words[2]), lane_fingerprint(words[3]), self.kv.at_ms
+        first = self.sessions.recall(lane, number, mark, now_ms)
+        if first is not None:
+            return first[0]
+        rows = self._lane_rows
+        replies = [self._run(rows, command) for command in decode_commands(words[3])]
+        self.sessions.keep(lane, number, mark, replies, now_ms)
+        return replies
 
     def _exec(self, words: list[bytes]) -> Reply:
         """~EXEC data: see raft/machine/transactions.py"""

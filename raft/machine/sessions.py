@@ -16,6 +16,12 @@ first answer again, an error like any other answer. The rules, judged by log tim
   refused, so that a late retry is never a second execution. Who wants to go on takes a new name. Tombstones
   stay for TOMBSTONE_MS, at most MAX_TOMBSTONES of them.
 
+A node that passes its clients' commands on to the leader has sessions of its own, its lanes, whose names
+begin with "~": `~ONCE lane seq commands`, where commands (raft/machine/batch.py) are all carried out and
+their replies are one answer. A lane has one sequence number under way at a time, so only its last answer is
+kept, up to MAX_LANE_BYTES: replies beyond are given, but replaced by an error when asked for again. Otherwise
+the same rules hold for lanes; clients cannot use such names.
+
 What remains possible: a retry that comes more than 31 days late, or after more than 1,000,000 other sessions
 have expired since its own did, is taken for a new session's first command and carried out a second time.
 And one unused name in 10^13 (with the ring full) meets a tombstone of another by chance and is refused, which
@@ -42,6 +48,7 @@ from raft.replies import OK, Error, Reply, Simple
 
 KEPT = 64
 MAX_ANSWER_BYTES = 4096
+MAX_LANE_BYTES = 64 * 1024
 MAX_SESSIONS = 100_000
 MAX_TABLE_BYTES = 256 * 1024 * 1024  # as counted with the two costs below
 IDLE_MS = 60 * 60 * 1000
@@ -64,6 +71,7 @@ _TOO_OLD = Error(
     f"ERR this sequence number is below the last {KEPT} of the session: the command is not carried out"
 )
 _BAD_NAME = Error(f"ERR a session's name must have 1 to {MAX_NAME_BYTES} bytes")
+_RESERVED_NAME = Error("ERR a session's name must not begin with '~': such names are the nodes' own")
 _BAD_NUMBER = Error("ERR a sequence number must be an integer from 1 on")
 
 
@@ -92,6 +100,8 @@ def session_and_number(words: list[bytes]) -> tuple[bytes, int]:
     """The session and the sequence number of ONCE's words. Raises RefusedError. Any thread."""
     if not 1 <= len(words[1]) <= MAX_NAME_BYTES:
         raise RefusedError(_BAD_NAME)
+    if is_lane(words[1]):
+        raise RefusedError(_RESERVED_NAME)
     try:
         number = integer(words[2])
     except RefusedError:
@@ -101,12 +111,22 @@ def session_and_number(words: list[bytes]) -> tuple[bytes, int]:
     return words[1], number
 
 
+def is_lane(name: bytes) -> bool:
+    """Whether this can be the name of a node's lane, and so of no client's session. Any thread."""
+    return name[:1] == b"~" and len(name) <= MAX_NAME_BYTES
+
+
 def fingerprint(command: list[bytes]) -> bytes:
     """Eight bytes that tell commands apart; the case of a command's name makes no difference."""
     name = command[0].upper()
     names = 2 if name in CONTAINERS else 1
     folded = [word.upper() for word in command[:names]] + command[names:]
-    return hashlib.blake2b(_encode(folded), digest_size=_PRINT_BYTES).digest()
+    return lane_fingerprint(_encode(folded))
+
+
+def lane_fingerprint(commands: bytes) -> bytes:
+    """The same for the commands that a node passes on, as they stand in the log."""
+    return hashlib.blake2b(commands, digest_size=_PRINT_BYTES).digest()
 
 
 class SessionTable:
@@ -153,7 +173,7 @@ class SessionTable:
         self._sessions.move_to_end(name)
         kept = session.answers.get(number)
         if kept is None:
-            if len(session.answers) >= KEPT and number < min(session.answers):
+            if len(session.answers) >= _kept(name) and number < min(session.answers):
                 raise RefusedError(_TOO_OLD)
             return None
         if kept[:_PRINT_BYTES] != command:
@@ -165,7 +185,10 @@ class SessionTable:
     def keep(self, name: bytes, number: int, command: bytes, reply: Reply, now_ms: int) -> None:
         """Notes the first answer, after recall() gave None for the same. Others may expire for it."""
         packed = pack(reply)
-        if len(packed) > MAX_ANSWER_BYTES:
+        if is_lane(name) and isinstance(reply, list):
+            if len(packed) > MAX_LANE_BYTES:
+                packed = _encode(_fitting(reply))
+        elif len(packed) > MAX_ANSWER_BYTES:
             packed = b""
         session = self._sessions.get(name)
         if session is None:
@@ -174,7 +197,7 @@ class SessionTable:
         answers = session.answers
         answers[number] = command + packed
         grown = _ANSWER_COST + len(packed)
-        if len(answers) > KEPT:
+        if len(answers) > _kept(name):
             grown -= _ANSWER_COST + len(answers.pop(min(answers))) - _PRINT_BYTES
         session.bytes += grown
         self._bytes += grown
@@ -261,13 +284,18 @@ class SessionTable:
                 self._add_tombstones(row[0], some.tolist())
 
 
+def _kept(name: bytes) -> int:
+    return 1 if is_lane(name) else KEPT
+
+
 def _hash(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
 # --- answers as bytes ---
 
-_ERROR, _SIMPLE = 1, 2  # codes of msgpack's extension types
+_ERROR, _SIMPLE, _LOST = 1, 2, 3  # codes of msgpack's extension types; LOST: a reply that was too large
+_LOST_BYTES = 3
 
 
 def pack(reply: Reply) -> bytes:
@@ -281,7 +309,23 @@ def unpack(data: bytes) -> Reply:
     return reply
 
 
+def _fitting(replies: list[Reply]) -> list[Any]:
+    """A lane's replies in packed form, the first that fit into MAX_LANE_BYTES; for the others stands LOST."""
+    room = MAX_LANE_BYTES - _LOST_BYTES * (len(replies) + 2)  # the array's own head takes 5 at most
+    fitting: list[Any] = []
+    for reply in replies:
+        packed = pack(reply)
+        fits = len(packed) <= room
+        room -= len(packed) if fits else 0
+        fitting.append(msgspec.Raw(packed) if fits else msgspec.msgpack.Ext(_LOST, b""))
+    return fitting
+
+
 def _plain(reply: Reply) -> Any:
+    if reply is OK:
+        return _RAW_OK
+    if type(reply) in _AS_THEY_ARE:
+        return reply
     if isinstance(reply, (Error, Simple)):
         text = reply.encode("utf-8", "backslashreplace")
         return msgspec.msgpack.Ext(_ERROR if isinstance(reply, Error) else _SIMPLE, text)
@@ -293,9 +337,13 @@ def _plain(reply: Reply) -> Any:
 
 
 def _extension(code: int, data: memoryview) -> Any:
+    if code == _LOST:
+        return _NOT_KEPT
     return (Error if code == _ERROR else Simple)(bytes(data).decode())
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ext_hook=_extension).decode
-_PACKED_OK = _encode(_plain(OK))
+_AS_THEY_ARE = frozenset((bytes, int, str, type(None)))
+_PACKED_OK = _encode(msgspec.msgpack.Ext(_SIMPLE, OK.encode()))
+_RAW_OK = msgspec.Raw(_PACKED_OK)

@@ -137,6 +137,7 @@ class _Builder:
             wake=self._network.wake,
             max_pending=settings.limits.max_pending_requests,
             first_request_id=random.SystemRandom().getrandbits(48) << 14,  # never one of an earlier run
+            origin=f"{node_id}.{run_id[:20]}",
             lease_ended=owner.lease_ended if settings.raft.lease_reads else None,
             heard_identities=self._network.heard_identities,
             new_cluster_id=uuid.uuid4().hex,

@@ -1,8 +1,9 @@
 """Where a client's batch goes: into the log, to a read index, to the leader, or into a short wait for one.
 
 Every batch has a deadline from its arrival. Without a leader it is held until then and answered CLUSTERDOWN,
-so that an election is a pause and not an error; whatever the log may have taken is answered INDETERMINATE
-when its leader is lost. No batch is ever dropped without an answer.
+so that an election is a pause and not an error; what a lost leader may have taken is asked of the next one
+(raft/runtime/lanes.py), or answered INDETERMINATE if this node was the leader. No batch is ever dropped
+without an answer.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ class Desk:
         wake: Callable[[], None],
         max_pending: int,
         first_request_id: int,
+        origin: str,
         lease_ended: Callable[[], bool] | None,
         heard_identities: Callable[[], dict[int, str]] = dict,
         new_cluster_id: str = "",
     ) -> None:
-        """heard_identities, new_cluster_id: see raft/runtime/membership.py."""
+        """origin: names this process among all that ever were; first_request_id: beyond any earlier one's.
+        heard_identities, new_cluster_id: see raft/runtime/membership.py."""
         self._state = core.state
         self._wake = wake
         self.load = Load(max_pending)
@@ -56,7 +59,15 @@ class Desk:
         membership = Membership(core, self.load, heard_identities, new_cluster_id)
         self.control = Control(core, self.load, membership)
         self.backups = Backups(snapshots, self.load)
-        self.forwarding = Forwarding(send, self._hold, self.load, first_request_id)
+        self.forwarding = Forwarding(
+            core.state,
+            self.load,
+            send=send,
+            hold=self._hold,
+            propose=lambda batch: self.proposals.add(batch, self._now, self._at_ms),
+            first_request_id=first_request_id,
+            origin=origin,
+        )
         self._inbox: deque[Batch] = deque()
         self._snapshot_requests: list[Batch] = []
         self._held: list[tuple[float, Batch]] = []
@@ -100,7 +111,8 @@ class Desk:
         )
 
     def flush(self) -> None:
-        """Turn what was routed into one entry and one read index."""
+        """Turn what was routed into one entry, one read index and few messages."""
+        self.forwarding.lanes.flush(self._now)
         self.proposals.flush(self._now, self._at_ms)
         self.reads.flush(self._now)
         self.control.advance(self._now)
@@ -173,7 +185,7 @@ class Desk:
         self.control.leadership_lost()
         self.reads.leadership_lost()
 
-    def leader_lost(self, leader: int | None) -> None:
+    def leader_lost(self, leader: int) -> None:
         """Another node led, or was connected, and is not any more."""
         self.forwarding.leader_lost(leader)
 
@@ -215,7 +227,7 @@ class Desk:
         self.control.close(STOPPING)
         self.backups.close()
         self.proposals.fail_all(UNKNOWN, STOPPING)
-        self.forwarding.leader_lost(None)
+        self.forwarding.close()
         batches = [batch for _, batch in self._held] + self.reads.drain() + list(self._inbox)
         batches += self.take_snapshot_requests()
         self._held.clear()

@@ -6,6 +6,7 @@ from raft.replies import Error
 
 NO_LEADER = Error("CLUSTERDOWN no leader is known and none was elected in time; the command was not executed")
 NO_QUORUM = Error("CLUSTERDOWN the leader could not reach a quorum; the command was not executed")
+NOT_TAKEN = Error("CLUSTERDOWN the leader did not take the command in time; it was not executed")
 NOT_LEADER = Error("CLUSTERDOWN this node is not the leader any more; the command was not executed")
 STOPPING = Error("CLUSTERDOWN this node is shutting down; the command was not executed")
 UNKNOWN = Error(

@@ -1,5 +1,9 @@
-"""Commands that arrive at a follower and only the leader may answer go there in one hop, and the answer
-comes back already encoded for the client. A node that is not the leader refuses: nothing goes round."""
+"""What a follower's clients want and only the leader may do goes there in one hop, and the answer comes back
+already encoded. A node that is not the leader refuses: nothing goes round.
+
+Writes travel in lanes (raft/runtime/lanes.py), so that they may be sent again. Commands to the leader itself
+(raft/runtime/control.py) travel alone, and once.
+"""
 
 from __future__ import annotations
 
@@ -7,154 +11,127 @@ import itertools
 from collections.abc import Callable
 
 from raft.clients.batch import Batch
-from raft.clients.dispatch import once_error
-from raft.machine.batch import BatchFormatError
-from raft.machine.commands import CommandSpec, Kind, lookup
-from raft.machine.transactions import decode_transaction, may_stand_inside
+from raft.core.state import CoreState
 from raft.replies import OK, Error
-from raft.runtime.control import is_control_command, is_transfer
+from raft.runtime.control import is_control, is_transfer
 from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN, UNKNOWN_COMMAND
+from raft.runtime.lanes import Lanes
 from raft.runtime.load import Load
+from raft.runtime.passed import Passed, acceptable, within_a_frame
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
-
-MAX_COMMANDS = 4096  # in one forwarded batch; a client's batch has fewer
-MAX_REPLY_BYTES = 8 << 20  # of one forwarded batch; a frame carries twice as much
-TOO_LARGE = b"-ERR the command was executed, but its answer is too large to pass on: ask the leader\r\n"
-
-
-def within_a_frame(replies: list[bytes]) -> list[bytes]:
-    """The replies, those that would not fit into a frame between nodes replaced by an error."""
-    room = MAX_REPLY_BYTES - len(replies) * len(TOO_LARGE)
-    fitting: list[bytes] = []
-    for reply in replies:
-        room -= len(reply)
-        if room < 0:
-            room += len(reply)
-            reply = TOO_LARGE
-        fitting.append(reply)
-    return fitting
-
-
-def acceptable(message: Forward) -> bool:
-    """Whether the log may take what a peer passes on. Its version may know other commands than this one: one
-    that the machine does not know would, once in the log, stop every node for good."""
-    if message.protocol not in (2, 3) or not 0 < len(message.commands) <= MAX_COMMANDS:
-        return False
-    if len(message.commands) == 1 and is_control_command(message.commands[0]):
-        return True
-    return all(_may_be_logged(args) for args in message.commands)
-
-
-def _may_be_logged(args: list[bytes]) -> bool:
-    if args[:1] == [b"~EXEC"]:
-        return len(args) == 2 and _is_transaction(args[1])
-    spec = lookup(args)
-    if not isinstance(spec, CommandSpec) or spec.kind not in (Kind.READ, Kind.WRITE):
-        return False
-    return spec.name != b"ONCE" or once_error(args) is None
-
-
-def _is_transaction(data: bytes) -> bool:
-    try:
-        commands = decode_transaction(data).commands
-    except BatchFormatError:
-        return False
-    specs = [lookup(words) for words in commands]
-    return all(
-        isinstance(spec, CommandSpec) and may_stand_inside(spec.name, spec.kind in (Kind.READ, Kind.WRITE))
-        for spec in specs
-    )
 
 
 class Forwarding:
     """Owned by the worker. send(peer, message) -> False if it certainly did not leave.
 
-    hold(deadline, batch): wait for a leader, or fail at the deadline.
+    hold(deadline, batch): wait for a leader, or fail at the deadline. propose(batch): this node leads.
     """
 
     def __init__(
         self,
+        state: CoreState,
+        load: Load,
+        *,
         send: Callable[[int, PeerMessage], bool],
         hold: Callable[[float, Batch], None],
-        load: Load,
+        propose: Callable[[Batch], None],
         first_request_id: int,
+        origin: str,
     ) -> None:
         self._send = send
         self._hold = hold
         self._load = load
         self._ids = itertools.count(first_request_id)
-        self._outstanding: dict[
-            int, tuple[int, float, float, Batch]
-        ] = {}  # leader, unknown at, deadline, batch
+        self._controls: dict[int, tuple[int, float, float, Batch]] = {}  # leader, unknown at, deadline, batch
+        self.lanes = Lanes(
+            state, load, send=send, hold=hold, propose=propose, request_ids=self._ids, origin=origin
+        )
 
     # --- the node that the client talks to ------------------------------------------------------------
 
     def forward(self, leader: int, batch: Batch, deadline: float, unknown_at: float) -> None:
-        """Send the batch on. deadline: until when it may be held; unknown_at: when a missing answer means
-        INDETERMINATE. Both monotonic ms."""
+        """Send the batch on, writes with the next flush(). deadline: until when it may be held; unknown_at:
+        when a missing answer means INDETERMINATE. Both monotonic ms."""
+        if not is_control(batch):
+            self.lanes.add(batch, deadline, unknown_at)
+            return
         request_id = next(self._ids)
         message = Forward(request_id, batch.protocol, [args for _, args in batch.operations])
         if self._send(leader, message):
-            self._outstanding[request_id] = (leader, unknown_at, deadline, batch)
+            self._controls[request_id] = (leader, unknown_at, deadline, batch)
         else:
             self._hold(deadline, batch)
 
     def on_reply(self, sender: int, reply: ForwardReply) -> None:
-        """The leader's answer. Late ones, whose client has heard INDETERMINATE, find nobody."""
-        found = self._outstanding.get(reply.request_id)
-        if found is None or found[0] != sender:
+        """The leader's answer."""
+        found = self._controls.get(reply.request_id)
+        if found is None:
+            self.lanes.on_reply(sender, reply)
             return
-        del self._outstanding[reply.request_id]
+        if found[0] != sender:
+            return
+        del self._controls[reply.request_id]
         _, _, deadline, batch = found
         if reply.error is not None and reply.error.startswith("CLUSTERDOWN"):
             self._hold(deadline, batch)  # certainly not executed: a new leader may still come in time
             return
-        if reply.error is not None or len(reply.replies) != len(batch.operations):
+        if reply.error is not None or len(reply.replies) != 1:
             batch.fail(Error(reply.error) if reply.error is not None else UNKNOWN)
         else:
-            for (slot, _), data in zip(batch.operations, reply.replies, strict=True):
-                batch.answer_encoded(slot, data)
-        self._load.give_back(len(batch.operations))
+            batch.answer_encoded(batch.operations[0][0], reply.replies[0])
+        self._load.give_back(1)
 
-    def leader_lost(self, leader: int | None) -> None:
-        """leader leads or is connected no more (None: whoever it was): what it took is unknown."""
-        self._give_up([rid for rid, (to, *_) in self._outstanding.items() if leader is None or to == leader])
+    def leader_lost(self, leader: int) -> None:
+        """leader leads or is connected no more: what it took is unknown, or sent to the next one."""
+        self._give_up([rid for rid, (to, *_) in self._controls.items() if to == leader])
+        self.lanes.leader_lost(leader)
 
     def expire(self, now: float) -> None:
         """Answers that did not come in time."""
-        self._give_up([rid for rid, (_, unknown_at, *_) in self._outstanding.items() if unknown_at <= now])
+        self._give_up([rid for rid, (_, unknown_at, *_) in self._controls.items() if unknown_at <= now])
+        self.lanes.expire(now)
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""
-        oldest = next(iter(self._outstanding.values()), None)  # each waits equally long
-        return oldest[1] if oldest is not None else float("inf")
+        oldest = next(iter(self._controls.values()), None)  # each waits equally long
+        return min(oldest[1] if oldest is not None else float("inf"), self.lanes.next_deadline())
+
+    def close(self) -> None:
+        """The node stops: every client hears so."""
+        self._give_up(list(self._controls))
+        self.lanes.close()
 
     def _give_up(self, request_ids: list[int]) -> None:
         for request_id in request_ids:
-            batch = self._outstanding.pop(request_id)[3]
-            if is_transfer(batch):
-                batch.answer(batch.operations[0][0], OK)  # another leader is what it wanted
-            else:
-                batch.fail(UNKNOWN)
-            self._load.give_back(len(batch.operations))
+            batch = self._controls.pop(request_id)[3]
+            # Of a transfer another leader is all that was wanted.
+            batch.answer(batch.operations[0][0], OK if is_transfer(batch) else UNKNOWN)
+            self._load.give_back(1)
 
     # --- the leader -----------------------------------------------------------------------------------
 
     def accept(self, sender: int, message: Forward, takes: bool) -> Batch | None:
         """A peer's client wants these commands. takes: this node leads and is not handing over. Returns the
-        batch to propose, or None after a refusal."""
+        batch to propose, or for Control, or None after a refusal."""
+        refusal = None
         if not takes:
-            self._send(sender, ForwardReply(message.request_id, [], str(NOT_LEADER)))
+            refusal = NOT_LEADER
+        elif not acceptable(message):
+            refusal = UNKNOWN_COMMAND
+        elif not self._load.take(len(message.commands)):
+            refusal = BUSY
+        if refusal is not None:
+            self._send(sender, ForwardReply(message.request_id, [], str(refusal)))
             return None
-        if not acceptable(message):
-            self._send(sender, ForwardReply(message.request_id, [], str(UNKNOWN_COMMAND)))
-            return None
-        if not self._load.take(len(message.commands)):
-            self._send(sender, ForwardReply(message.request_id, [], str(BUSY)))
-            return None
-        request_id = message.request_id
 
-        def done(replies: list[bytes]) -> None:
-            self._send(sender, ForwardReply(request_id, within_a_frame(replies)))
+        def answered(reply: ForwardReply) -> None:
+            self._send(sender, reply)  # if it does not leave, the asker asks again
 
-        return Batch.of_commands(message.commands, len(message.commands), message.protocol, done)
+        if message.lane:
+            return Passed(message, len(message.commands), answered)
+        return Batch.of_commands(
+            message.commands,
+            len(message.commands),
+            message.protocol,
+            lambda replies: answered(ForwardReply(message.request_id, within_a_frame(replies))),
+        )

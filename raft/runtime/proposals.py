@@ -30,7 +30,7 @@ class InFlight:
     at_ms: int
     commands: list[list[bytes]]
     waiters: list[tuple[Batch, int] | None]
-    clients: int  # waiters that are not None
+    clients: int  # places in Load that they hold
 
 
 class Proposals:
@@ -50,9 +50,9 @@ class Proposals:
         for slot, args in batch.operations:
             self._commands.append(args)
             self._waiters.append((batch, slot))
-            self._clients += 1
+            self._clients += batch.weight
             self._bytes += sum(map(len, args)) + WORD_BYTES * len(args)  # many empty words are large, too
-            if self._bytes >= MAX_ENTRY_BYTES or len(self._commands) >= MAX_ENTRY_COMMANDS:
+            if self._bytes >= MAX_ENTRY_BYTES or self._clients >= MAX_ENTRY_COMMANDS:
                 self.flush(now, at_ms)
 
     def add_system(self, args: list[bytes]) -> None:
@@ -109,4 +109,4 @@ class Proposals:
         for waiter in waiters:
             if waiter is not None:
                 waiter[0].answer(waiter[1], error)
-                self._load.give_back(1)
+                self._load.give_back(waiter[0].weight)

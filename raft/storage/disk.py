@@ -128,7 +128,7 @@ def ensure_directory(disk: Disk, directory: Path) -> None:
         directory = directory.parent
     for path in reversed(missing):
         try:
-            with contextlib.suppress(FileExistsError):  # another node has just made the parent that they share
+            with contextlib.suppress(FileExistsError):  # another node was faster
                 disk.mkdir(path)
             disk.fsync_dir(path.parent)
         except OSError as error:

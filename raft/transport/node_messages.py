@@ -34,17 +34,24 @@ class Forward(msgspec.Struct, frozen=True, array_like=True, tag="fw"):
     request_id is unique in the sender's run; protocol (2 or 3) is the RESP version the replies are to be
     encoded in. A node that is not the leader answers with an error and never forwards again: a forwarded
     command takes one hop, so it cannot go round for ever (BUGS 53).
+
+    lane, number: the session and sequence number under which the log takes all commands as one, so that the
+    sender may send them again (raft/machine/sessions.py); b"" and 0 for a command to the leader itself.
     """
 
     request_id: int
     protocol: int
     commands: list[list[bytes]]
+    lane: bytes = b""
+    number: int = 0
 
 
 class ForwardReply(msgspec.Struct, frozen=True, array_like=True, tag="fwr"):
     """Answer to Forward: one RESP-encoded reply per command in their order, or one error for them all.
 
-    error is a RESP error line without its dash ("CLUSTERDOWN ..."); replies is then empty.
+    error is a RESP error line without its dash ("CLUSTERDOWN ..."); replies is then empty. Every error but
+    INDETERMINATE says that this very message has carried out nothing; one that begins with LANE says that the
+    lane is of no use any more.
     """
 
     request_id: int

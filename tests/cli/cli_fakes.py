@@ -12,6 +12,8 @@ from typing import Any
 
 import hiredis
 
+NOT_DONE = ("CLUSTERDOWN", "INDETERMINATE", "BUSY")
+
 
 class FakeError(str):
     """An error answer."""
@@ -46,6 +48,8 @@ class FakeCluster:
         self.left: list[str] = []
         self.reports: list[tuple[str, int]] = []  # accepted, once each
         self.received: list[tuple[str, ...]] = []  # every command, in order
+        self.numbered: list[tuple[str, ...]] = []  # every ONCE, in order
+        self.once: dict[tuple[str, ...], tuple[tuple[str, ...], Any]] = {}  # by session and number
         self.interval = 0
         self.opened_at = 0
         self.clock = 1000
@@ -75,6 +79,8 @@ class FakeCluster:
 
     def answer(self, node: FakeNode, words: tuple[str, ...]) -> Any:
         with self.lock:
+            if words[0] == "ONCE":
+                return self._once(node, words)
             self.received.append(words)
             scripted = self.script(node, words)
             if scripted is not ...:
@@ -99,6 +105,18 @@ class FakeCluster:
                         return None
                     return ["interval", self.interval, "opened_at", self.opened_at, "closed_at", None]
             return FakeError(f"ERR unknown command {words[0]}")
+
+    def _once(self, node: FakeNode, words: tuple[str, ...]) -> Any:
+        """As the cluster does it. A script may lose the answer: then the command was carried out or not."""
+        self.numbered.append(words)
+        key = words[1:3]
+        if key not in self.once:
+            reply = self.answer(node, words[3:])
+            if isinstance(reply, FakeError) and reply.split()[0] in NOT_DONE:
+                return reply
+            self.once[key] = (words[3:], reply)
+        command, reply = self.once[key]
+        return reply if command == words[3:] else FakeError("ERR this sequence number was used")
 
     def _report(self, name: str, number: int) -> Any:
         if name not in self.joined_at:

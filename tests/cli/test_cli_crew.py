@@ -10,6 +10,7 @@ from cli_fakes import FakeCluster, FakeError, FakeNode, eventually, fake_cluster
 
 from cli.crew import Crew
 from cli.follower import Behaviour, Follower, State
+from cli.once import OnceSession
 
 
 @pytest.fixture
@@ -239,3 +240,81 @@ def test_a_character_decides_the_same_way_again() -> None:
 def test_a_crew_without_nodes_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one node"):
         Crew([Follower("a")], [])
+
+
+# --- exactly once ---
+
+
+def test_every_join_and_report_has_its_own_number_in_the_followers_session(
+    cluster: FakeCluster, hire: Callable[..., Crew]
+) -> None:
+    one, two = Follower("a"), Follower("b")
+    hire(one, two)
+    ready(one, two)
+    for number in (1, 2, 3):
+        cluster.open()
+        eventually(lambda number=number: len(cluster.reports) == 2 * number, "the reports")
+    sessions: dict[str, list[int]] = {}
+    for words in cluster.numbered:
+        sessions.setdefault(words[1], []).append(int(words[2]))
+    assert list(sessions.values()) == [[1, 2, 3, 4]] * 2
+    assert not [words for words in cluster.received if words[1] in ("JOIN", "REPORT")][8:]
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_lost_answer_is_asked_for_under_the_same_number_through_another_node(
+    cluster: FakeCluster, hire: Callable[..., Crew], carried_out: bool
+) -> None:
+    """NOTURN counts as spam: repeated in its own right it would bring a ban nearer."""
+    follower = Follower("a")
+    hire(follower, timeout_s=0.3)
+    ready(follower)
+    refusals = [FakeError("NOTURN a has no turn in interval 1")]
+
+    def script(node: FakeNode, words: tuple[str, ...]) -> Any:
+        if words[1] != "REPORT":
+            return ...
+        if node is cluster.nodes[0]:
+            node.die_after_this()
+            if carried_out:
+                cluster.once[cluster.numbered[-1][1:3]] = (words, refusals.pop())
+            raise ConnectionResetError
+        return refusals.pop()
+
+    cluster.script = script
+    cluster.open()
+    eventually(lambda: follower.refused_out_of_turn == 1, "the first answer through another node")
+    sent = [words for words in cluster.numbered if words[4] == "REPORT"]
+    assert len(sent) == 2 and sent[0] == sent[1]
+    assert refusals == []
+
+
+def test_an_expired_session_is_replaced(cluster: FakeCluster, hire: Callable[..., Crew]) -> None:
+    follower = Follower("a")
+    hire(follower)
+    ready(follower)
+    expired = {cluster.numbered[0][1]}
+
+    def script(node: FakeNode, words: tuple[str, ...]) -> Any:
+        if cluster.numbered[-1][1] in expired and words[1] in ("JOIN", "REPORT"):
+            return FakeError("ERR session expired: the command is not carried out (again)")
+        return ...
+
+    cluster.script = script
+    cluster.open()
+    eventually(lambda: list(follower.acknowledged) == [1], "the answer under another session")
+    assert len({words[1] for words in cluster.numbered}) == 2
+    assert follower.state is State.ACTIVE
+    expired.add(cluster.numbered[-1][1])
+    follower.join_at, follower.state = 0.0, State.OUTSIDE
+    eventually(lambda: follower.state is State.ACTIVE, "JOIN under a third")
+
+
+def test_numbers_of_long_ago_are_not_repeated() -> None:
+    session = OnceSession()
+    first = session.wrap(["JOIN"])
+    assert session.wrap(["JOIN"]) == first
+    for number in range(100):
+        session.wrap(["REPORT", str(number)])
+        assert session.settle(["REPORT", str(number)], None)
+    assert session.wrap(["JOIN"])[2] == "102"

@@ -12,17 +12,20 @@ from hypothesis import strategies as st
 from machine_support import START_MS, Driver
 
 from raft.machine.arguments import RefusedError
+from raft.machine.batch import BatchFormatError, encode_commands
 from raft.machine.machine import Machine
 from raft.machine.sessions import (
     IDLE_MS,
     KEPT,
     MAX_ANSWER_BYTES,
+    MAX_LANE_BYTES,
     Limits,
     SessionTable,
     fingerprint,
     pack,
     unpack,
 )
+from raft.machine.transactions import encode_transaction
 from raft.replies import OK, Error, Reply, Simple
 
 EXPIRED = "ERR session expired"
@@ -307,3 +310,118 @@ def test_answers_survive_being_packed(reply: Reply) -> None:
 
     assert typed(unpack(pack(reply))) == typed(reply)
     assert (unpack(pack(reply)) is OK) == (reply is OK)
+
+
+# --- lanes: what nodes pass on ---
+
+
+def lane(number: int, *commands: tuple[str, ...], name: bytes = b"~1.run.1") -> list[bytes]:
+    return [b"~ONCE", name, b"%d" % number, encode_commands([[w.encode() for w in c] for c in commands])]
+
+
+def test_a_lane_carries_out_all_or_nothing_and_answers_the_same_again(run: Driver) -> None:
+    batch = lane(1, ("INCR", "n"), ("GET", "n"), ("INCR", "n", "x"), ("SET", "a", "b"))
+    first = run.batch(batch)[0]
+    assert first == [1, b"1", Error("ERR wrong number of arguments for 'incr' command"), OK]
+    assert run.batch(batch, batch) == [first, first]
+    assert run("GET", "n") == b"1"
+    assert refused(run.batch(lane(1, ("INCR", "n")))[0], "ERR this sequence number of the session was used")
+
+
+def test_a_lane_keeps_its_last_answer_only_and_takes_no_lower_number(run: Driver) -> None:
+    for number in (1, 2, 5):
+        run.batch(lane(number, ("INCR", "n")))
+    for number in (1, 2, 3, 4):
+        assert refused(run.batch(lane(number, ("INCR", "n")))[0], TOO_OLD)
+    assert run.batch(lane(5, ("INCR", "n"))) == [[3]]
+    assert run("GET", "n") == b"3"
+    (row,) = rows(run.machine.sessions)
+    assert len(row[2]) == 1  # type: ignore[index]
+
+
+def test_once_and_transactions_stand_in_a_lane(run: Driver) -> None:
+    inner = ("ONCE", "s", "1", "INCR", "n")
+    assert run.batch(lane(1, inner, inner)) == [[1, 1]]
+    assert run.batch(lane(2, inner), lane(1, inner, name=b"~2.run.1")) == [[1], [1]]
+    data = encode_transaction([], [[b"INCR", b"n"], [b"PING"]])
+    words = [b"~ONCE", b"~1.run.1", b"3", encode_commands([[b"~EXEC", data]])]
+    assert run.batch(words, words) == [[[2, "PONG"]]] * 2
+    assert run("GET", "n") == b"2"
+
+
+def test_a_clients_session_cannot_be_a_lane(run: Driver) -> None:
+    run.batch(lane(1, ("INCR", "n")))
+    assert refused(run("ONCE", "~1.run.1", 1, "INCR", "n"), "ERR a session's name must not begin with '~'")
+    assert run("GET", "n") == b"1"
+    assert len(run.machine.sessions) == 1
+
+
+def test_of_large_answers_a_lane_keeps_what_fits(run: Driver) -> None:
+    for key, size in (("small", 10), ("large", MAX_LANE_BYTES), ("half", MAX_LANE_BYTES // 2)):
+        run("SET", key, "x" * size)
+    batch = lane(1, ("GETDEL", "small"), ("GETDEL", "large"), ("GETDEL", "half"), ("GETDEL", "none"))
+    first = run.batch(batch)[0]
+    assert isinstance(first, list) and [len(value) if value else value for value in first] == [  # type: ignore[arg-type]
+        10, MAX_LANE_BYTES, MAX_LANE_BYTES // 2, None,
+    ]  # fmt: skip
+    again = run.batch(batch)[0]
+    assert isinstance(again, list) and [again[0], again[2], again[3]] == [first[0], first[2], None]
+    assert refused(again[1], "ERR the command was carried out before, but its answer was too large")
+    many = lane(2, *[("GET", "small")] * 4096)
+    assert run.batch(many) == run.batch(many)
+    (row,) = rows(run.machine.sessions)
+    assert len(row[2][0][1]) <= MAX_LANE_BYTES + 8  # type: ignore[index]
+
+
+def test_a_lane_survives_a_restart_and_a_snapshot(run: Driver) -> None:
+    """BUGS 52: what was carried out is known to whoever has the log or a snapshot of it."""
+    batches = [lane(1, ("INCR", "n")), lane(2, ("APPEND", "s", "x" * 100_000), ("GETDEL", "s"))]
+    loud, quiet = Machine("c"), Machine("c")
+    for index, words in enumerate(batches, 1):
+        loud.apply_commands(index, 1, START_MS, [words])
+        quiet.apply_commands(index, 1, START_MS, [words], want_replies=False)
+    loaded = Machine.load("c", list(quiet.dump()))
+    assert loud.digest() == quiet.digest() == loaded.digest()
+    for machine in (loud, quiet, loaded):
+        (again,) = machine.apply_commands(3, 1, START_MS, [batches[1]])
+        assert isinstance(again, list) and again[0] == 100_000
+        assert refused(again[1], "ERR the command was carried out before")
+        assert machine.kv.values == {b"n": b"1"}
+    assert loud.digest() == quiet.digest() == loaded.digest()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"\x91\x90", b"\x91\xc4\x01x"])
+def test_what_is_no_array_of_commands_stops_the_node(run: Driver, data: bytes) -> None:
+    with pytest.raises(BatchFormatError):
+        run.batch([b"~ONCE", b"~1.run.1", b"1", data])
+
+
+# --- followers ---
+
+POLICY = msgspec.json.encode(
+    {
+        "interval_ms": 2000, "reward": 10, "penalty": 5, "ban_threshold": 3, "ban_cooldown_s": 600,
+        "max_spam": 3, "follower_version": "1.0", "followers_per_interval": 0,
+    }
+)  # fmt: skip
+
+
+def test_a_followers_refusals_are_repeated_and_counted_once(run: Driver) -> None:
+    """NOTURN counts as spam and BANNED says the time left: each is the first answer again."""
+    run.batch([b"~TERM", b"1", POLICY, b"[]"])
+    assert run("ONCE", "w.1", 1, "FOLLOWER", "JOIN", "w", "1.0") == OK
+    answers = []
+    for number in range(2, 6):
+        words = ("ONCE", "w.1", number, "FOLLOWER", "REPORT", "w", "99", "x")
+        answer = run(*words)
+        answers.append(answer)
+        for _ in range(5):
+            run.now_ms += 1000
+            assert run(*words) == answer
+    assert [str(answer).split()[0] for answer in answers] == ["NOTURN", "NOTURN", "NOTURN", "BANNED"]
+    join = ("ONCE", "w.1", 6, "FOLLOWER", "JOIN", "w", "1.0")
+    banned = run(*join)
+    assert refused(banned, "BANNED")
+    run.now_ms += 600_000
+    assert run(*join) == banned
+    assert run("ONCE", "w.1", 7, "FOLLOWER", "JOIN", "w", "1.0") == OK

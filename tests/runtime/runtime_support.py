@@ -25,7 +25,7 @@ from raft.core.messages import (
     RequestVoteResponse,
 )
 from raft.core.state import CoreOptions, Role
-from raft.machine.batch import decode_batch
+from raft.machine.batch import decode_batch, decode_commands
 from raft.machine.machine import Machine
 from raft.replies import Error, Reply
 from raft.runtime.agreement import Agreement
@@ -43,7 +43,7 @@ from raft.runtime.worker import Worker
 from raft.storage.node_storage import NodeStorage
 from raft.transport.codec import MessageCodec
 from raft.transport.handshake import PeerAddress
-from raft.transport.node_messages import PeerMessage, Ping, Pong
+from raft.transport.node_messages import Forward, PeerMessage, Ping, Pong
 
 Kind = TypeVar("Kind")
 TIMEOUT_MIN, TIMEOUT_MAX, HEARTBEAT = 300.0, 600.0, 60.0
@@ -251,6 +251,7 @@ class Bench:
             wake=self.network.wake,
             max_pending=max_pending,
             first_request_id=1000,
+            origin="1.bench",
             lease_ended=self.lease_ended if lease_reads else None,
         )
         self.pings = PingBoard()
@@ -430,9 +431,19 @@ class Bench:
             if entry.kind == EntryKind.COMMANDS
         ]
 
+    def written(self, first: int = 1) -> list[list[list[bytes]]]:
+        """The same with what nodes pass on taken out of its ~ONCE."""
+        return [
+            [words for command in commands for words in unwrapped(command)] for commands in self.logged(first)
+        ]
+
     def lease_wait(self, ms: float) -> None:
         """Time passes inside a turn, as in a pause of the process."""
         self.clock.now += ms
+
+
+def unwrapped(command: list[bytes]) -> list[list[bytes]]:
+    return decode_commands(command[3]) if command[0] == b"~ONCE" else [command]
 
 
 def encode(at_ms: int, commands: list[list[bytes]]) -> bytes:
@@ -441,8 +452,13 @@ def encode(at_ms: int, commands: list[list[bytes]]) -> bytes:
     return encode_batch(at_ms, commands)
 
 
+def passed_on(request_id: int, *commands: list[bytes], protocol: int = 2, sender: int = 2) -> Forward:
+    """Writes as a peer forwards them, each time in a new lane."""
+    return Forward(request_id, protocol, list(commands), b"~%d.peer.%d" % (sender, request_id), 1)
+
+
 def is_error(answer: bytes | None, code: str) -> bool:
     return answer is not None and answer.startswith(b"-" + code.encode() + b" ")
 
 
-__all__ = ["Bench", "Error", "FakeClock", "FakeNetwork", "Reply", "Waiter", "encode", "is_error"]
+__all__ = ["Bench", "Error", "FakeClock", "FakeNetwork", "Reply", "Waiter", "encode", "is_error", "passed_on"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from runtime_support import TIMEOUT_MAX, Bench, Waiter, encode, is_error
+from runtime_support import TIMEOUT_MAX, Bench, Waiter, encode, is_error, passed_on
 
 from raft.core.entry import Entry, EntryKind
 from raft.core.messages import AppendEntriesResponse, RequestVoteResponse
@@ -23,8 +23,8 @@ def test_a_large_forwarded_command_in_the_first_turn_after_idleness() -> None:
     taken = len(bench.logged())
     large = [b"SET", b"k", b"v" * (MAX_ENTRY_BYTES + 1)]
     beat = AppendEntriesResponse(bench.state.term, True, bench.state.log.last_index, bench.state.round)
-    bench.turn((3, beat), (2, Forward(7, 2, [large])), after_ms=250)
-    assert large in bench.logged()[taken]
+    bench.turn((3, beat), (2, passed_on(7, large)), after_ms=250)
+    assert large in bench.written()[taken]
     bench.settle()
     assert bench.network.take(ForwardReply, 2) == [ForwardReply(7, [b"+OK\r\n"])]
 
@@ -32,7 +32,7 @@ def test_a_large_forwarded_command_in_the_first_turn_after_idleness() -> None:
 def test_the_stamp_of_a_large_forwarded_command_is_this_turns() -> None:
     bench = Bench()
     bench.lead()
-    bench.turn((2, Forward(7, 2, [[b"SET", b"k", b"v" * MAX_ENTRY_BYTES, b"PX", b"5000"]])), after_ms=200)
+    bench.turn((2, passed_on(7, [b"SET", b"k", b"v" * MAX_ENTRY_BYTES, b"PX", b"5000"])), after_ms=200)
     stamped_at = bench.at_ms
     bench.settle()
     assert bench.machine.next_expiry_ms() == stamped_at + 5000
@@ -210,7 +210,7 @@ class Storm:
         return [b"SET", b"key-%d" % self.keys, b"v" * size]
 
     def peer_asks(self) -> None:
-        self.bench.turn((2, Forward(self.keys, 2, [self.write(), [b"GET", b"x"]])), after_ms=self.pause())
+        self.bench.turn((2, passed_on(self.keys, self.write(), [b"GET", b"x"])), after_ms=self.pause())
 
     def pause(self) -> float:
         return self.rng.choice((1, 1, 5, 30, 400))
@@ -258,7 +258,7 @@ class Storm:
     def check(self) -> None:
         bench = self.bench
         bench.desk.close()
-        for entry in bench.logged():
+        for entry in bench.written():
             self.executed |= {words[1] for words in entry if words[0] == b"SET"}
         assert all(waiter.times == 1 for waiter in bench.waiters)
         assert bench.desk.load.taken == 0

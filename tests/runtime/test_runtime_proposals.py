@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from runtime_support import Bench, encode
+from runtime_support import Bench, encode, passed_on
 
 from raft.core.entry import Entry, EntryKind
 from raft.core.messages import AppendEntries
 from raft.runtime.applier import COMMANDS_PER_TURN
 from raft.runtime.proposals import MAX_ENTRY_BYTES, MAX_ENTRY_COMMANDS
-from raft.transport.node_messages import Forward
 
 
 def test_all_that_arrives_in_a_turn_is_one_entry_and_one_sync() -> None:
@@ -19,7 +18,7 @@ def test_all_that_arrives_in_a_turn_is_one_entry_and_one_sync() -> None:
     bench.settle()
     before, bench.events[:] = len(bench.logged()), []
     waiters = [bench.submit([b"INCR", b"n"], [b"INCR", b"n"]) for _ in range(10)]
-    bench.turn((2, Forward(1, 2, [[b"INCR", b"n"]])))
+    bench.turn((2, passed_on(1, [b"INCR", b"n"])))
     assert len(bench.logged()) == before + 1
     assert bench.events.count("sync") == 1
     bench.settle()

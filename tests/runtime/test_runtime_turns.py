@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from runtime_support import INTERVAL_MS, TIMEOUT_MIN, Bench
+from runtime_support import INTERVAL_MS, TIMEOUT_MIN, Bench, passed_on
 
 from raft.config import Member
 from raft.runtime.proposals import MAX_ENTRY_BYTES
-from raft.transport.node_messages import Forward, Pong
+from raft.transport.node_messages import Pong
 
 
 def system(bench: Bench) -> list[tuple[bytes, ...]]:
@@ -53,8 +53,8 @@ def test_term_is_the_first_command_of_every_leadership() -> None:
 @pytest.mark.parametrize("size", [1, MAX_ENTRY_BYTES])
 def test_term_comes_before_a_command_forwarded_in_the_turn_of_the_election(size: int) -> None:
     bench = Bench()
-    bench.win((3, Forward(7, 2, [[b"SET", b"a", b"v" * size]])))
-    names = [command[0] for commands in bench.logged() for command in commands]
+    bench.win((3, passed_on(7, [b"SET", b"a", b"v" * size])))
+    names = [command[0] for commands in bench.written() for command in commands]
     assert names == [b"~TERM", b"SET"]
     bench.settle()
     assert bench.machine.kv.values[b"a"] == b"v" * size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from runtime_support import TIMEOUT_MAX, Bench, encode, is_error
+from runtime_support import TIMEOUT_MAX, Bench, encode, is_error, passed_on
 
 from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import InvariantViolation
@@ -145,7 +145,7 @@ def test_a_leader_without_a_quorum_steps_down_and_says_what_is_unknown() -> None
 
 def test_a_first_turn_long_after_the_start() -> None:
     bench = Bench()
-    bench.turn((2, Forward(1, 2, [SET])), after_ms=10**7)
+    bench.turn((2, passed_on(1, SET)), after_ms=10**7)
     assert bench.network.take(ForwardReply, 2)
 
 
@@ -289,6 +289,13 @@ ODD: list[PeerMessage] = [
     ReadIndexRequest(0, -1),
     ReadIndexResponse(1, 10**15, 10**15, True),
     Forward(-1, 0, []),
+    Forward(1, 2, [[b"SET", b"k", b"v"]]),
+    Forward(1, 2, [[b"SET", b"k", b"v"]], b"lane", 1),
+    Forward(1, 2, [[b"SET", b"k", b"v"]], b"~lane", 0),
+    Forward(1, 2, [[b"SET", b"k", b"v"]], b"~lane" * 100, 1),
+    Forward(1, 2, [[b"SET", b"k", b"v"]], b"~lane", 2**63),
+    Forward(1, 2, [[b"RAFT", b"TRANSFER"]], b"~lane", 1),
+    Forward(1, 2, [[b"RAFT", b"DIGEST"]], b"~lane", 1),
     Forward(2**63, 2, [[b""]]),
     Forward(1, 3, [[b"SET", b"k", b"v"], [b"~TERM", b"1"]]),
     ForwardReply(0, [b"+OK\r\n"] * 5),

@@ -33,7 +33,8 @@ MESSAGES: list[PeerMessage] = [
     ReadIndexResponse(4, 77, 9, True),
     Ping(2**63 - 1, 123),
     Pong(0, 123),
-    Forward(5, 3, [[b"SET", b"k", b"\xff\x00"], [b"GET", b"k"]]),
+    Forward(5, 3, [[b"SET", b"k", b"\xff\x00"], [b"GET", b"k"]], b"~1.run.1", 7),
+    Forward(5, 3, [[b"RAFT", b"TRANSFER"]]),
     ForwardReply(5, [b"+OK\r\n", b"$-1\r\n"]),
     ForwardReply(6, [], "CLUSTERDOWN no leader"),
 ]

@@ -1,4 +1,4 @@
-"""Writes through followers while their leader dies or hands over: each runs once, and hardly one is in doubt."""
+"""Writes through followers while their leader dies or hands over: each runs once, hardly one is in doubt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIENTS_PER_FOLLOWER = 4
 
 
 class Counting:
-    """Clients of the nodes that follow, each with a key of its own that it increments; answers by their code."""
+    """Clients of the nodes that follow, each with a key of its own that it increments."""
 
     def __init__(self, cluster: Cluster, nodes: list[int], prefix: str) -> None:
         self.answers: dict[str, list[object]] = {}

@@ -167,7 +167,7 @@ def test_a_node_with_an_emptied_directory_neither_votes_nor_answers_until_it_is_
     words = [node[key] for key in ("id", "host", "raft_port", "client_port", "http_port")]
     assert cluster.execute(other, "RAFT", "ADD", *words, "AUTO") == "OK"
     wait_for_voter(cluster, wiped)
-    assert cluster.execute(wiped, "GET", "k") == "v"
+    assert cluster.execute(wiped, "GET", "k") in ("v", "w")  # nobody could tell what became of the second
     cluster.agree()
 
 

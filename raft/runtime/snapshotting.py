@@ -12,8 +12,8 @@ the storage's system calls and C code without locks: no logging, no import, no p
 closes every descriptor but its pipe first (a client's or peer's socket that stays open here would never look
 closed), dies with its parent and is killed after a time limit.
 
-What keeps clients from noticing: the lowest priority, a rest after each chunk, and a file that the disk gets
-in small pieces without a flush for each (raft/storage/snapshot_files.py).
+What keeps clients from noticing: the lowest priority, a rest after each chunk, and a file that is fsynced in
+small pieces (raft/storage/snapshot_files.py), so that the log's fsyncs never wait behind all of it.
 """
 
 from __future__ import annotations

@@ -50,11 +50,6 @@ class Disk:
             got += len(data)
         return b"".join(pieces)
 
-    def start_writeback(self, fd: int, offset: int, size: int) -> None:
-        """Have the kernel begin to write these bytes, without waiting, and drop them from its cache then.
-        Promises nothing: fsync does."""
-        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
-
     def size(self, fd: int) -> int:
         """The file's length."""
         return os.fstat(fd).st_size

@@ -12,9 +12,7 @@ from raft.storage.errors import DiskFullError, SnapshotRefusedError, StorageErro
 from raft.storage.record import FormatError, VersionMismatchError
 from raft.storage.snapshot_format import SnapshotDecoder, SnapshotEncoder, SnapshotHeader
 
-# The disk is given so much at a time: one fsync of all at the end would make the log's own fsyncs wait behind
-# a whole snapshot, and an fsync of each piece would flush the disk's cache under them again and again.
-WRITEBACK_BYTES = 1 << 20
+SYNC_BYTES = 1 << 20  # written between two fsyncs: the log's own fsyncs must not wait behind a whole snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class NewSnapshotFile:
         self._disk = disk
         self.path = path
         self.size = 0
-        self._pushed = 0  # bytes that the disk has been given
+        self._unsynced = 0
         self._fd: int | None = None
         with self._guard():
             with contextlib.suppress(FileNotFoundError):
@@ -57,14 +55,15 @@ class NewSnapshotFile:
         return self._fd is not None
 
     def write(self, data: bytes) -> None:
-        """Append data, in reach of the disk piece by piece. Raises DiskFullError, StorageError."""
+        """Append data; fsync now and then. Raises DiskFullError, StorageError."""
         fd = self._descriptor()
         with self._guard():
             write_all(self._disk, fd, data, self.size)
             self.size += len(data)
-            if self.size - self._pushed >= WRITEBACK_BYTES:
-                self._disk.start_writeback(fd, self._pushed, self.size - self._pushed)
-                self._pushed = self.size
+            self._unsynced += len(data)
+            if self._unsynced >= SYNC_BYTES:
+                self._disk.fdatasync(fd)
+                self._unsynced = 0
 
     def put_in_place(self, path: Path) -> None:
         """Make the content durable, then the name, durable too on return. Raises as write()."""

@@ -188,12 +188,6 @@ class FaultyDisk(Disk):
             _put(inode.content, -1, length)
             inode.pending.append((-1, length))
 
-    def start_writeback(self, fd: int, offset: int, size: int) -> None:
-        with self._mutex:
-            path = self._open[fd][0]
-            self._change("start_writeback", path, changes=False)
-            self.calls.append(f"start_writeback {path.name}")
-
     def fdatasync(self, fd: int) -> None:
         self._fsync("fdatasync", fd)
 

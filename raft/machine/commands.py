@@ -27,7 +27,6 @@ class Kind(Enum):
     WRITE = "write"  # the machine, through the log
     TRANSACTION = "transaction"  # the client handler thread, which sends the worker ~EXEC and asks ~VERSION
     CONTROL = "control"  # the worker itself, the leader's or this node's, never through the log
-    LATER = "later"  # nobody yet: "ERR ... is not supported yet"
 
 
 class CommandSpec(msgspec.Struct, frozen=True, gc=False):
@@ -58,7 +57,7 @@ class CommandSpec(msgspec.Struct, frozen=True, gc=False):
         return self.name.decode("ascii").replace(" ", "|").lower()
 
 
-_L, _S, _R, _W, _T, _X = Kind.LOCAL, Kind.STATUS, Kind.READ, Kind.WRITE, Kind.TRANSACTION, Kind.LATER
+_L, _S, _R, _W, _T = Kind.LOCAL, Kind.STATUS, Kind.READ, Kind.WRITE, Kind.TRANSACTION
 _C = Kind.CONTROL
 
 # First words of reads that go through all keys: the worker answers one a turn (RAFT stands for RAFT DIGEST).
@@ -270,11 +269,6 @@ def help_lines(container: bytes) -> list[str]:
     for spec in CONTAINERS[container]:
         lines += [spec.name.partition(b" ")[2].decode("ascii"), f"    {spec.summary}"]
     return lines
-
-
-def not_supported_yet(spec: CommandSpec) -> Error:
-    """The answer of a Kind.LATER command."""
-    return Error(f"ERR {spec.name.decode('ascii')} is not supported yet")
 
 
 def _shown(word: bytes) -> str:

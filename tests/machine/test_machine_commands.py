@@ -14,7 +14,6 @@ from raft.machine.commands import (
     Kind,
     help_lines,
     lookup,
-    not_supported_yet,
     word_bounds,
 )
 from raft.replies import Error
@@ -110,11 +109,6 @@ def test_errors_are_worded_as_in_redis(words: list[bytes], error: str) -> None:
 def test_long_words_are_cut_in_errors() -> None:
     found = lookup([b"x" * 200, b"y" * 300, b"z"])
     assert found == f"ERR unknown command '{'x' * 128}', with args beginning with: '{'y' * 128}' "
-
-
-def test_a_command_of_a_later_issue_says_so() -> None:
-    spec = CommandSpec(b"RAFT DREAM", Kind.LATER, 2, 0, 0, 0, "Dreams", "cluster")
-    assert not_supported_yet(spec) == "ERR RAFT DREAM is not supported yet"
 
 
 def test_arity_and_keys_are_those_of_redis(real_redis: RealRedis) -> None:

@@ -17,15 +17,10 @@ import redis
 from cluster import ROOT, Cluster, eventually, running
 from node_support import check_rule_8
 
-from raft.machine.commands import COMMANDS, Kind
 from raft.machine.machine import Machine
 from raft.storage.disk import Disk
 from raft.storage.snapshot_reading import SnapshotFile
-from raft.transport.handshake import Hello
 
-pytestmark = pytest.mark.skipif(
-    COMMANDS[b"RAFT SNAPSHOT"].kind is Kind.LATER, reason="RAFT SNAPSHOT is not there yet"
-)
 QUICK = {"rewards": {"interval_ms": 100}}
 
 
@@ -179,7 +174,6 @@ def test_a_survivors_snapshot_restores_a_cluster_that_lost_its_majority(old: Clu
 
 
 @pytest.mark.skipif("cluster_id" not in Hello.__struct_fields__, reason="handshakes know no cluster id yet")
-def test_an_old_member_cannot_mix_in(old: Cluster, tmp_path: Path) -> None:
     """Bug: a node with the old data directory, at the right address and with the right name and id."""
     file = tmp_path / "today.backup"
     old.execute(1, "SET", "k", "v")

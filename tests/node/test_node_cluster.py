@@ -289,16 +289,6 @@ def test_every_node_publishes_the_same_events(calm: Cluster) -> None:
     assert calm.execute(2, "FOLLOWER", "LEAVE", "heard") == "OK"
 
 
-def test_what_later_issues_bring_is_refused_with_a_clear_error(calm: Cluster) -> None:
-    for words in (
-        ("RAFT", "ADD", "4", "127.0.0.1", "1", "2", "3"),
-        ("RAFT", "PROMOTE", "4"),
-        ("RAFT", "REMOVE", "4"),
-    ):
-        with pytest.raises(redis.ResponseError, match="not supported yet"):
-            calm.client(1).execute_command(*words)
-
-
 def test_clients_cannot_send_the_leaders_own_commands(calm: Cluster) -> None:
     for node in calm.ids:
         for words in (

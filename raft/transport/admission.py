@@ -105,6 +105,6 @@ def answer_address(hello: Hello, source: str) -> tuple[str, int]:
 
 def _lost_directory(node_id: int) -> str:
     return (
-        f"node {node_id} has lost its data directory (or has another one, perhaps from before a restore); its "
-        f"promises are gone: RAFT REMOVE {node_id}, then RAFT ADD {node_id} ..."
+        f"node {node_id} has lost its data directory (or has another one, perhaps from before a restore); "
+        f"its promises are gone: RAFT REMOVE {node_id}, then RAFT ADD {node_id} ..."
     )

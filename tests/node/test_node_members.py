@@ -97,8 +97,12 @@ def test_a_learner_gets_the_log_and_no_vote_until_it_is_promoted(cluster: Cluste
     cluster.execute(1, "SET", "k", "v")
     add(cluster, 4, auto=False)
     assert cluster.execute(4, "GET", "k") == "v"
-    info = cluster.info(4)
-    assert (info["learners"], info["voters"], info["role"]) == ("4", "1,2,3", "learner")
+
+    def shown() -> tuple[str, str, str]:
+        info = cluster.info(4)
+        return info["learners"], info["voters"], info["role"]
+
+    eventually(lambda: shown() == ("4", "1,2,3", "learner"), 5, "what INFO shows")
     cluster.kill(*[n for n in (1, 2, 3) if n != cluster.leader()])
     with pytest.raises(redis.RedisError):  # a leader and a learner are no quorum of three
         cluster.client(cluster.alive()[0]).set("k", "w")
@@ -135,7 +139,7 @@ def test_a_leader_removes_itself_and_another_goes_on(cluster: Cluster) -> None:
     with Load(cluster) as load:
         load.progress(20)
         assert cluster.execute(leader, "RAFT", "REMOVE", leader) == "OK"
-        assert cluster.leader() != leader
+        eventually(lambda: cluster.leader() != leader, 10, "another leader")
         cluster.client_ports.pop(leader)
         cluster.kill(leader)
         cluster.ids.remove(leader)

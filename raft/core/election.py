@@ -9,13 +9,20 @@ from raft.core.state import CoreState, Role
 
 
 def on_election_timeout(core: CoreState) -> None:
-    """The election timeout passed without word from a leader (paper 5.2). Who has no vote never campaigns."""
-    if core.node_id not in core.configuration.voters:
-        if core.leader_id is not None:
+    """The election timeout passed without word from a leader (paper 5.2)."""
+    if not may_campaign(core):
+        if core.leader_id is not None or core.role is not Role.FOLLOWER:
             core.become_follower(core.term, None, f"leader {core.leader_id} is silent in term {core.term}")
         core.reset_election_timeout()
         return
     start_pre_vote(core)
+
+
+def may_campaign(core: CoreState) -> bool:
+    """Voters may; a learner never may. A voter that the newest configuration removes still may, while that is
+    not known to be committed: perhaps nobody else has its entry, and then nobody can win against it (thesis
+    4.2.2). It does not count its own vote. All but the last two configurations are committed history."""
+    return any(core.node_id in configuration.voters for _, configuration in core.configurations[-2:])
 
 
 def start_pre_vote(core: CoreState) -> None:
@@ -89,8 +96,15 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
 
     It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
     recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
+    Once this server has a log, too, while no identity is recorded for it, it was there at the founding: it
+    votes, else a leader that dies before it has recorded anyone would leave a cluster that never elects.
     """
-    return core.configuration.identity_of(core.node_id) == core.identity or request.last_log_index == 0
+    recorded = core.configuration.identity_of(core.node_id)
+    if recorded == core.identity:
+        return True
+    if request.last_log_index == 0:
+        return core.node_id in core.configuration.voters  # who is to join a cluster founds none
+    return not recorded and core.log.last_index > 0
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:

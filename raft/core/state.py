@@ -184,6 +184,11 @@ class CoreState:
         """The index of its entry; the snapshot's, or 0, if it does not come from the log."""
         return self.configurations[-1][0]
 
+    @property
+    def committed_configuration(self) -> Configuration:
+        """The newest one that is known to be committed."""
+        return self.configurations[0][1]
+
     def append(self, entries: Sequence[Entry]) -> None:
         """Append to the log. A configuration among the entries is in force from here on (thesis 4.1)."""
         self.log.append(entries)
@@ -208,6 +213,7 @@ class CoreState:
         if self.log.matches(index, term):
             later = [each for each in self.configurations if each[0] > index]
         else:
+            require(self.role is not Role.LEADER, f"a leader without the committed entry {index}")
             self.log.reset(index, term)
             self.durable_index, later = index, []
         self.durable_index = max(self.durable_index, index)

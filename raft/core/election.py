@@ -100,11 +100,11 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     votes, else a leader that dies before it has recorded anyone would leave a cluster that never elects.
     """
     recorded = core.configuration.identity_of(core.node_id)
-    if recorded == core.identity:
-        return True
+    if recorded or not core.identity:
+        return recorded == core.identity
     if request.last_log_index == 0:
         return core.node_id in core.configuration.voters  # who is to join a cluster founds none
-    return not recorded and core.log.last_index > 0
+    return core.log.last_index > 0
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:

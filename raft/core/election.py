@@ -67,12 +67,13 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     loyal = core.owes_silence() or (request.term > core.term and keeps_its_leader(core, sender))
     if loyal and not request.transfer:
         return  # thesis 4.2.3: a server that hears its leader lets nobody disturb it
+    intact = keeps_its_promises(core, sender, request)
     if request.term > core.term:
         core.become_follower(request.term, None, f"term {request.term} begins: {sender} is a candidate")
     granted = (
         request.term == core.term
         and core.voted_for in (None, sender)
-        and keeps_its_promises(core, request)
+        and intact
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)
     )
     if granted:
@@ -90,28 +91,29 @@ def keeps_its_leader(core: CoreState, candidate: int) -> bool:
     return candidate != core.leader_id and core.leader_is_alive()
 
 
-def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
+def keeps_its_promises(core: CoreState, candidate: int, request: RequestVote) -> bool:
     """Whether this server may vote, as far as it can know: one that has lost its disk would break the
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
     It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
     recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
-    Once this server has a log, too, while no identity is recorded for it, it was there at the founding: it
-    votes, else a leader that dies before it has recorded anyone would leave a cluster that never elects.
+    Once this server has a log, too, or has voted for the candidate, while no identity is recorded for it, it
+    was there at the founding: it votes, else a leader that dies before it has recorded anyone would leave a
+    cluster that never elects.
     """
     recorded = core.configuration.identity_of(core.node_id)
     if recorded or not core.identity:
         return recorded == core.identity
     if request.last_log_index == 0:
         return core.node_id in core.configuration.voters  # who is to join a cluster founds none
-    return core.log.last_index > 0
+    return core.log.last_index > 0 or core.voted_for == candidate
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:
     """Would this node vote so? Nothing changes by being asked (thesis 9.6)."""
     granted = (
         request.term > core.term
-        and keeps_its_promises(core, request)
+        and keeps_its_promises(core, sender, request)
         and not core.owes_silence()
         and not keeps_its_leader(core, sender)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)

@@ -214,6 +214,8 @@ class Checker:
 
     def _check_leader(self, node: Node, seen: Seen) -> None:
         state = node.running.state
+        if node.disk.hard_state.term < state.term:
+            return  # one voter alone wins at once; until its vote is stored nobody can hear of it
         leader = self.leaders.setdefault(state.term, node.node_id)
         if leader != node.node_id:
             violated(f"two leaders in term {state.term}: {leader} and {node.node_id}")

@@ -61,9 +61,16 @@ class Members:
     def is_available(self, nodes: set[int]) -> bool:
         """Whether these nodes alone can elect and commit, whatever configuration turns out to hold."""
         return all(
-            each.has_quorum(n for n in nodes & set(each.voters) if not self.is_lost(n, each))
+            each.has_quorum(n for n in nodes & set(each.voters) if self._may_vote(n, each))
             for each in self.possible()
         )
+
+    def _may_vote(self, node_id: int, configuration: Configuration) -> bool:
+        """Whether the node's vote can be had: not if its disk is lost, or if it was away since the founding,
+        so that it cannot know whether its disk is."""
+        disk = self.nodes[node_id].disk
+        away = bool(self.nodes[node_id].identity) and not disk.log and not disk.snapshot.index
+        return not self.is_lost(node_id, configuration) and not (away and self.checker.committed)
 
     def may_be_wiped(self, node_id: int) -> bool:
         """Losing this disk is a fault that a cluster must survive: the identity is recorded and committed, it
@@ -84,7 +91,8 @@ class Members:
         It begins as a founding member does, unless so many have lost their disks by now that they could found
         another cluster among themselves: then it knows that it is to join one."""
         self.checker.forget(node)
-        fresh = {*self.lives, node.node_id}
+        empty = {n for n, each in self.nodes.items() if not each.disk.log and not each.disk.snapshot.index}
+        fresh = {*self.lives, node.node_id} | empty
         joins = self.founding.has_quorum(fresh)
         node.founding = self.founding.without(node.node_id) if joins else self.founding
         self.lives[node.node_id] = self.lives.get(node.node_id, 1) + 1

@@ -64,6 +64,8 @@ class Sender:
         stream = self.streams.get(peer)
         if stream is None or stream.snapshot.index != response.last_index or response.term != term:
             return None
+        if stream.wanted == response.wanted:
+            return None  # nothing new: to answer each of these would be a game of ping-pong
         stream.wanted = response.wanted
         return self._chunk(stream, term, now) if response.wanted < len(stream.data) else None
 
@@ -91,7 +93,9 @@ class Receiver:
         if self.complete is not None:
             wanted = chunk.total if self.complete.index >= chunk.last_index else 0
             return InstallSnapshotResponse(term, chunk.last_index, wanted)
-        if source != self.source and chunk.last_index >= self.source[1]:
+        # A later snapshot of the same leader, or whatever another leader has: its may be older than what an
+        # earlier leader left unfinished, and nobody will ever finish that.
+        if source != self.source and (leader != self.source[0] or chunk.last_index >= self.source[1]):
             self.source, self.data = source, b""
         if source == self.source and chunk.offset == len(self.data):
             self.data += chunk.data

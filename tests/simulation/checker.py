@@ -66,6 +66,7 @@ class Checker:
         self.nodes = nodes  # filled by the cluster
         self.seen: dict[int, Seen] = {}
         self.leaders: dict[int, int] = {}  # term -> node
+        self.elected: set[tuple[int, int]] = set()  # (term, node) before its vote was stored
         self.votes: dict[tuple[int, int], int] = {}  # (voter, term) -> candidate
         self.known: dict[tuple[int, int], tuple[Entry, int]] = {}  # (index, term) -> entry, term before it
         self.committed: list[Committed] = []
@@ -144,8 +145,8 @@ class Checker:
             self._check_acknowledgement(node, peer, message)
         elif isinstance(message, AppendEntries):
             self._check_append_entries(node, message)
-        elif isinstance(message, InstallSnapshot) and self.leaders.get(message.term) != node.node_id:
-            violated(f"{node.node_id} leads without an election: {message}")
+        elif isinstance(message, InstallSnapshot):
+            self._check_leads(node, message)
         promises_term = not isinstance(message, RequestVote | RequestVoteResponse) or not message.pre_vote
         if promises_term and message.term > stored.term:
             violated(f"{message} left {node.node_id} before its term was stored")
@@ -215,10 +216,10 @@ class Checker:
     def _check_leader(self, node: Node, seen: Seen) -> None:
         state = node.running.state
         if node.disk.hard_state.term < state.term:
-            return  # one voter alone wins at once; until its vote is stored nobody can hear of it
-        leader = self.leaders.setdefault(state.term, node.node_id)
-        if leader != node.node_id:
-            violated(f"two leaders in term {state.term}: {leader} and {node.node_id}")
+            # One voter alone wins at once; until its vote is stored nobody can hear of it.
+            self.elected.add((state.term, node.node_id))
+            return
+        self._claim(state.term, node.node_id)
         last = state.log.last_index
         if seen.led_term != state.term:
             if not may_campaign(node):
@@ -312,9 +313,20 @@ class Checker:
             if not other.state.log.matches(match, term):
                 violated(f"{node.node_id} acknowledges a foreign {match}")
 
-    def _check_append_entries(self, node: Node, message: AppendEntries) -> None:
+    def _claim(self, term: int, node_id: int) -> None:
+        """The node leads the term, and its vote for itself is stored."""
+        leader = self.leaders.setdefault(term, node_id)
+        if leader != node_id:
+            violated(f"two leaders in term {term}: {leader} and {node_id}")
+
+    def _check_leads(self, node: Node, message: AppendEntries | InstallSnapshot) -> None:
+        if (message.term, node.node_id) in self.elected:
+            self._claim(message.term, node.node_id)
         if self.leaders.get(message.term) != node.node_id:
             violated(f"{node.node_id} leads without an election: {message}")
+
+    def _check_append_entries(self, node: Node, message: AppendEntries) -> None:
+        self._check_leads(node, message)
         for index, entry in enumerate(message.entries, message.prev_log_index + 1):
             if entry.index != index:
                 violated(f"entries with a gap: {message}")

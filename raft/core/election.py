@@ -53,9 +53,10 @@ def start_election(core: CoreState, *, transfer: bool = False) -> None:
 
 def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool, transfer: bool = False) -> None:
     last_index, last_term = core.log.last_index, core.log.last_term
-    request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer)
     for voter in core.configuration.voters:
         if voter != core.node_id:
+            recorded = core.configuration.identity_of(voter)
+            request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer, recorded)
             core.effects.messages.append((voter, request))
 
 
@@ -95,13 +96,16 @@ def keeps_its_promises(core: CoreState, candidate: int, request: RequestVote) ->
     """Whether this server may vote, as far as it can know: one that has lost its disk would break the
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
-    It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
-    recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
-    Once this server has a log, too, or has voted for the candidate, while no identity is recorded for it, it
-    was there at the founding: it votes, else a leader that dies before it has recorded anyone would leave a
-    cluster that never elects.
+    It may if its own or the candidate's configuration has recorded its data directory's identity: who was
+    away since the founding does not know its own record. In a founding cluster nobody's is recorded yet, but
+    then nobody has a log either: a candidate with one proves that this is no founding. Once this server has a
+    log, too, or has voted for the candidate, while no identity is recorded for it, it was there at the
+    founding: it votes, else a leader that dies before it has recorded anyone would leave a cluster that never
+    elects.
     """
     recorded = core.configuration.identity_of(core.node_id)
+    if core.identity and request.voter_identity == core.identity:
+        return True
     if recorded or not core.identity:
         return recorded == core.identity
     if request.last_log_index == 0:

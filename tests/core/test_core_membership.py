@@ -209,6 +209,22 @@ def test_a_server_with_an_unknown_disk_votes_only_at_the_founding(recorded: str)
     assert founding is not None and founding.vote_granted == (recorded == "")
 
 
+def test_a_server_votes_if_the_candidate_has_recorded_its_disk() -> None:
+    """It was away since the founding: its own configuration is from before it was recorded."""
+    lab = Lab(3, up=[1], identities="founding")
+    mine, other = lab.nodes[1].identity, "another disk"
+    for recorded, granted in (("", False), (other, False), (mine, True)):
+        answer = ask_vote(lab, 1, 2, RequestVote(1, 2, 7, 1, True, voter_identity=recorded))
+        assert answer is not None and answer.vote_granted == granted, recorded
+
+
+def test_a_candidate_tells_each_voter_what_is_recorded_for_it() -> None:
+    lab = Lab(3, up=[1], identities="recorded")
+    lab.campaign(1)
+    for voter in (2, 3):
+        assert lab.sent(1, voter, RequestVote)[0].voter_identity == f"disk {voter}"
+
+
 def test_a_server_that_is_to_join_founds_nothing() -> None:
     lab = Lab(3, spares=1, up=[4], identities="founding")
     lab.blocked.clear()

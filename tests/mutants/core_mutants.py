@@ -228,6 +228,13 @@ MUTANTS = (
     Mutant(
         0,
         "raft/core/election.py",
+        "    if core.identity and request.voter_identity == core.identity:\n",
+        "    if False:\n",
+        "a member that was away since the founding never votes, though its disk is recorded",
+    ),
+    Mutant(
+        0,
+        "raft/core/election.py",
         "        return core.node_id in core.configuration.voters  # who is to join a cluster founds none\n",
         "        return True\n",
         "who is to join a cluster helps to found another",

@@ -62,15 +62,22 @@ class Members:
         """Whether these nodes alone can elect and commit, whatever configuration turns out to hold."""
         return all(
             each.has_quorum(n for n in nodes & set(each.voters) if self._may_vote(n, each))
-            for each in self.possible()
+            for now in self.possible()
+            for each in (now, *(now.with_voter(learner) for learner in now.promote))
         )
 
     def _may_vote(self, node_id: int, configuration: Configuration) -> bool:
-        """Whether the node's vote can be had: not if its disk is lost, or if it was away since the founding,
-        so that it cannot know whether its disk is."""
-        disk = self.nodes[node_id].disk
+        """Whether the node's vote can be had: not if its disk is lost, or if nobody knows whether it is: it
+        was away until now, and is not recorded."""
+        disk, committed = self.nodes[node_id].disk, self.checker.committed
         away = bool(self.nodes[node_id].identity) and not disk.log and not disk.snapshot.index
-        return not self.is_lost(node_id, configuration) and not (away and self.checker.committed)
+        unknown = away and committed and not configuration.identity_of(node_id)
+        return not unknown and not self.is_lost(node_id, configuration)
+
+    def _is_settled(self, node_id: int) -> bool:
+        """Whether the node's log can never be empty again."""
+        committed = self.checker.committed
+        return bool(committed) and self.nodes[node_id].disk.holds(1, committed[0].entry.term)
 
     def may_be_wiped(self, node_id: int) -> bool:
         """Losing this disk is a fault that a cluster must survive: the identity is recorded and committed, it
@@ -83,7 +90,8 @@ class Members:
             return False
         if any(each.has(node_id) and not each.identity_of(node_id) for each in possible):
             return False
-        return self.is_available(set(self.nodes) - {node_id})
+        settled = {n for n in self.nodes if self._is_settled(n)}
+        return self.is_available(settled - {node_id})
 
     def wipe(self, node: Node) -> None:
         """The node, which is down, gets an empty disk with another identity.
@@ -112,13 +120,14 @@ class Members:
             self._order(leader, configuration.without(rng.choice(lost)))
             return
         unknown = [s.id for s in configuration.servers if not s.identity] if changes.identities else []
+        removable = len(everyone) > 1 and not unknown  # nobody knows whether these can vote
         strangers = [n for n in self.nodes if not configuration.has(n)]
         ready = [n for n in configuration.learners if reconfiguration.caught_up(state, n)]
         kinds: dict[Callable[[], Configuration | None], float] = {
             lambda: configuration.with_identities(self._heard(), "c"): 5.0 if unknown else 0.0,
             lambda: self._with_learner(rng, configuration, rng.choice(strangers)): 1.5 if strangers else 0.0,
             lambda: configuration.with_voter(rng.choice(ready)): 1.0 if ready else 0.0,
-            lambda: configuration.without(self._leaver(rng, leader)): 1.0 if len(everyone) > 1 else 0.0,
+            lambda: configuration.without(self._leaver(rng, leader)): 1.0 if removable else 0.0,
             lambda: leader.transfer(rng.choice((None, *configuration.voters))) and None: changes.transfer,
         }
         if not any(kinds.values()):

@@ -160,10 +160,11 @@ class Simulation:
 
     def _are_acquainted(self, sender: Node, receiver: Node) -> bool:
         """Neither has recorded another identity for the other, as the handshake would find out. A node
-        without a leader believes the other: its record may be from before the other was removed and added."""
+        without a leader believes the other, and goes on believing its leader: its record may be from before
+        the other was removed and added."""
         for each, other in ((sender, receiver), (receiver, sender)):
             state = None if each.core is None else each.running.state
-            if state is None or state.leader_id is None:
+            if state is None or state.leader_id in (None, other.node_id):
                 continue
             if self.members.is_lost(other.node_id, state.configuration):
                 return False
@@ -447,12 +448,27 @@ class Simulation:
         patience = 6 * self.scenario.options.election_timeout_max_ms
         self._until(lambda: self._no_old_reads(healthy), patience, "answers to old reads")
         self.checker.check_everything_kept(self.scenario.configuration)
+        if not cut_off and self.scenario.spares:
+            self._expect_peace()
+
+    def _expect_peace(self) -> None:
+        """Everybody is up, also who was removed, and thinks perhaps that he is a voter: the leader stays
+        (thesis 4.2.3)."""
+        self.network.heal()
+        until = self.now + 3 * self.scenario.options.election_timeout_max_ms
+        while self.now < until:
+            self.step()
+        terms = max(self.checker.leaders)
+        while self.now < until + 8 * self.scenario.options.election_timeout_max_ms:
+            self.step()
+        if max(self.checker.leaders) > terms:
+            violated(f"term {terms} did not last though nothing was wrong; {self.describe()}")
 
     def _draw_healthy(self) -> set[int]:
         """Everyone, or as few as can be elected and commit in whatever configuration may be in force."""
         healthy = set(self.hosts)
         if not self.members.is_available(healthy):
-            violated(f"not even all nodes are a majority of {self.members.possible()}")
+            violated(f"not even all nodes are a majority of {self.members.possible()}; {self.describe()}")
         if self.rng.random() < 0.5:
             for node_id in self.rng.sample(sorted(healthy), len(healthy)):
                 if self.members.is_available(healthy - {node_id}):

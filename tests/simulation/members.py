@@ -63,7 +63,7 @@ class Members:
         return all(
             each.has_quorum(n for n in nodes & set(each.voters) if self._may_vote(n, each))
             for now in self.possible()
-            for each in (now, *(now.with_voter(learner) for learner in now.promote))
+            for each in (now, *(now.with_voter(n) for n in now.promote if self._is_settled(n)))
         )
 
     def _may_vote(self, node_id: int, configuration: Configuration) -> bool:

@@ -15,7 +15,8 @@ BATCH = 10
 BATCHES = 15
 
 
-@pytest.mark.parametrize("first", range(0, BATCH * BATCHES, BATCH))
+# 220: there a follower that hears nothing of its leader under steady load (a lost probe) is noticed.
+@pytest.mark.parametrize("first", (*range(0, BATCH * BATCHES, BATCH), 220))
 def test_safety_under_faults_and_progress_after_them(first: int) -> None:
     for seed in range(first, first + BATCH):
         simulation = Simulation(seed)

@@ -9,13 +9,20 @@ from raft.core.state import CoreState, Role
 
 
 def on_election_timeout(core: CoreState) -> None:
-    """The election timeout passed without word from a leader (paper 5.2). Who has no vote never campaigns."""
-    if core.node_id not in core.configuration.voters:
-        if core.leader_id is not None:
+    """The election timeout passed without word from a leader (paper 5.2)."""
+    if not may_campaign(core):
+        if core.leader_id is not None or core.role is not Role.FOLLOWER:
             core.become_follower(core.term, None, f"leader {core.leader_id} is silent in term {core.term}")
         core.reset_election_timeout()
         return
     start_pre_vote(core)
+
+
+def may_campaign(core: CoreState) -> bool:
+    """Voters may; a learner never may. A voter that the newest configuration removes still may, while that is
+    not known to be committed: perhaps nobody else has its entry, and then nobody can win against it (thesis
+    4.2.2). It does not count its own vote. All but the last two configurations are committed history."""
+    return any(core.node_id in configuration.voters for _, configuration in core.configurations[-2:])
 
 
 def start_pre_vote(core: CoreState) -> None:
@@ -46,9 +53,10 @@ def start_election(core: CoreState, *, transfer: bool = False) -> None:
 
 def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool, transfer: bool = False) -> None:
     last_index, last_term = core.log.last_index, core.log.last_term
-    request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer)
     for voter in core.configuration.voters:
         if voter != core.node_id:
+            recorded = core.configuration.identity_of(voter)
+            request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer, recorded)
             core.effects.messages.append((voter, request))
 
 
@@ -60,12 +68,13 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     loyal = core.owes_silence() or (request.term > core.term and keeps_its_leader(core, sender))
     if loyal and not request.transfer:
         return  # thesis 4.2.3: a server that hears its leader lets nobody disturb it
+    intact = keeps_its_promises(core, sender, request)
     if request.term > core.term:
         core.become_follower(request.term, None, f"term {request.term} begins: {sender} is a candidate")
     granted = (
         request.term == core.term
         and core.voted_for in (None, sender)
-        and keeps_its_promises(core, request)
+        and intact
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)
     )
     if granted:
@@ -83,21 +92,32 @@ def keeps_its_leader(core: CoreState, candidate: int) -> bool:
     return candidate != core.leader_id and core.leader_is_alive()
 
 
-def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
+def keeps_its_promises(core: CoreState, candidate: int, request: RequestVote) -> bool:
     """Whether this server may vote, as far as it can know: one that has lost its disk would break the
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
-    It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
-    recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
+    It may if its own or the candidate's configuration has recorded its data directory's identity: who was
+    away since the founding does not know its own record. In a founding cluster nobody's is recorded yet, but
+    then nobody has a log either: a candidate with one proves that this is no founding. Once this server has a
+    log, too, or has voted for the candidate, while no identity is recorded for it, it was there at the
+    founding: it votes, else a leader that dies before it has recorded anyone would leave a cluster that never
+    elects.
     """
-    return core.configuration.identity_of(core.node_id) == core.identity or request.last_log_index == 0
+    recorded = core.configuration.identity_of(core.node_id)
+    if core.identity and request.voter_identity == core.identity:
+        return True
+    if recorded or not core.identity:
+        return recorded == core.identity
+    if request.last_log_index == 0:
+        return core.node_id in core.configuration.voters  # who is to join a cluster founds none
+    return core.log.last_index > 0 or core.voted_for == candidate
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:
     """Would this node vote so? Nothing changes by being asked (thesis 9.6)."""
     granted = (
         request.term > core.term
-        and keeps_its_promises(core, request)
+        and keeps_its_promises(core, sender, request)
         and not core.owes_silence()
         and not keeps_its_leader(core, sender)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from raft.core.entry import Entry, EntryKind
-from raft.core.membership import Configuration, encode_configuration
+from raft.core.membership import (
+    Configuration,
+    ConfigurationFormatError,
+    decode_configuration,
+    encode_configuration,
+)
 from raft.core.messages import TimeoutNow
 from raft.core.replication import maybe_commit, send_append_entries
 from raft.core.state import CoreState, Role
@@ -28,17 +33,28 @@ def change_configuration(core: CoreState, configuration: Configuration) -> int |
         return "only one voter can come or go at a time"
     if not configuration.voters:
         return "a cluster needs a voter"
+    data = encode_configuration(configuration)
+    try:
+        decode_configuration(data)
+    except ConfigurationFormatError as error:
+        return str(error)
     index = core.log.last_index + 1
-    core.append([Entry(index, core.term, EntryKind.CONFIGURATION, encode_configuration(configuration))])
+    core.append([Entry(index, core.term, EntryKind.CONFIGURATION, data)])
     maybe_commit(core)
     return index
 
 
 def caught_up(core: CoreState, learner: int) -> bool:
-    """Leader: whether the learner keeps pace, so that its vote would not hold up commits (thesis 4.2.1)."""
+    """Leader: whether the learner keeps pace, so that its vote would not hold up commits (thesis 4.2.1): it
+    did in the last round, answers, and has not been at the present round for longer than a round may take."""
     progress = core.progress.get(learner)
     recent = core.now - core.options.election_timeout_min_ms
-    return progress is not None and progress.caught_up and progress.last_contact_ms > recent
+    return (
+        progress is not None
+        and progress.caught_up
+        and progress.last_contact_ms > recent
+        and progress.catch_up_began_ms > recent
+    )
 
 
 def advance_configuration(core: CoreState) -> None:

@@ -213,6 +213,7 @@ class CoreState:
         if self.log.matches(index, term):
             later = [each for each in self.configurations if each[0] > index]
         else:
+            require(self.role is not Role.LEADER, f"a leader without the committed entry {index}")
             self.log.reset(index, term)
             self.durable_index, later = index, []
         self.durable_index = max(self.durable_index, index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 from runtime_support import TIMEOUT_MAX, Bench, encode, is_error, passed_on
 
@@ -17,7 +19,7 @@ from raft.core.messages import (
 )
 from raft.core.state import Progress, Role
 from raft.runtime import worker as worker_module
-from raft.runtime.worker import DISK_FULL_RETRY_S, MAX_POSTED
+from raft.runtime.worker import DISK_FULL_RETRY_S, LONGEST_WAIT_S, MAX_POSTED
 from raft.storage.errors import DiskFullError, StorageError
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage, Ping, Pong
 
@@ -403,3 +405,13 @@ def test_nobody_streams_to_a_peer_that_parted_in_the_same_turn() -> None:
     del bench.state.progress[4]
     bench.turn()
     assert 4 not in asked
+
+
+def test_the_worker_does_not_spin_while_a_received_snapshot_is_loaded() -> None:
+    """Snapshots are left alone meanwhile, so that their deadline may long have passed."""
+    bench = Bench()
+    bench.turn()
+    bench.snapshots._compact_to, bench.snapshots._compact_at = 1, bench.clock.now
+    assert bench.worker._wait_s() <= 0.001
+    bench.installs._receiver._load = cast(Any, object())
+    assert bench.worker._wait_s() == LONGEST_WAIT_S

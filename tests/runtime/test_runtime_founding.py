@@ -177,7 +177,11 @@ def test_an_identity_counts_once_it_is_committed() -> None:
 
 
 def test_who_leaves_is_still_known_by_its_identity() -> None:
-    assert peers_of(with_identities(1, 2, 3), with_identities(1, 2)) == {1: "disk-1", 2: "disk-2", 3: "disk-3"}
+    assert peers_of(with_identities(1, 2, 3), with_identities(1, 2)) == {
+        1: "disk-1",
+        2: "disk-2",
+        3: "disk-3",
+    }
 
 
 def test_a_member_replaced_since_the_snapshot_is_not_refused_after_a_restart() -> None:

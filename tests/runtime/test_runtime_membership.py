@@ -253,8 +253,8 @@ def test_auto_promotes_without_being_asked() -> None:
 
 
 def test_auto_waits_for_the_identity() -> None:
-    """It has caught up before its ADD is committed, so nothing could be recorded yet. As a voter that gives no
-    vote (election.keeps_its_promises) it would only make the quorum larger: with one of the four gone nobody could be elected."""
+    """It has caught up before its ADD is committed, so nothing could be recorded yet. A voter that gives no
+    vote (election.keeps_its_promises) only makes the quorum larger."""
     leader = Leader()
     leader.acknowledge(2)
     leader.ask(add(4, "AUTO"))

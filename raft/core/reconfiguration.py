@@ -57,11 +57,17 @@ def caught_up(core: CoreState, learner: int) -> bool:
     )
 
 
+def may_vote(core: CoreState, learner: int) -> bool:
+    """Leader: whether the learner would give votes. It gives none before its data directory's identity is
+    recorded (election.keeps_its_promises): as a voter it would only make quorums larger."""
+    return bool(core.configuration.identity_of(learner)) or not core.identity
+
+
 def advance_configuration(core: CoreState) -> None:
     """Leader, after each event: promote who has caught up, part from who has left."""
     if core.configuration.promote and core.configuration_index <= core.commit_index:
         for learner in core.configuration.promote:
-            if caught_up(core, learner):
+            if caught_up(core, learner) and may_vote(core, learner):
                 change_configuration(core, core.configuration.with_voter(learner))
                 break
     if core.departing and core.configuration_index <= core.commit_index:

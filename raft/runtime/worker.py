@@ -187,9 +187,9 @@ class Worker:
         if self.applier.behind or self.desk.reads.unfinished:
             return 0.0
         now = self.clock.monotonic_ms()
-        deadline = min(
-            self.desk.next_deadline(), self.snapshots.next_deadline(), self.installs.next_deadline()
-        )
+        deadline = min(self.desk.next_deadline(), self.installs.next_deadline())
+        if not self.installs.loading:  # else nobody looks after them until the loader wakes this thread
+            deadline = min(deadline, self.snapshots.next_deadline())
         wait_ms = min(LONGEST_WAIT_S * 1000, deadline + 1 - now)
         if self.core.state.role is Role.LEADER and self.turns.established:
             wait_ms = min(wait_ms, max(self.turns.next_due_ms() - self.clock.wall_ms(), 1.0))

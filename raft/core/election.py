@@ -68,13 +68,12 @@ def handle_request_vote(core: CoreState, sender: int, request: RequestVote) -> N
     loyal = core.owes_silence() or (request.term > core.term and keeps_its_leader(core, sender))
     if loyal and not request.transfer:
         return  # thesis 4.2.3: a server that hears its leader lets nobody disturb it
-    intact = keeps_its_promises(core, sender, request)
     if request.term > core.term:
         core.become_follower(request.term, None, f"term {request.term} begins: {sender} is a candidate")
     granted = (
         request.term == core.term
         and core.voted_for in (None, sender)
-        and intact
+        and keeps_its_promises(core, request)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)
     )
     if granted:
@@ -92,32 +91,26 @@ def keeps_its_leader(core: CoreState, candidate: int) -> bool:
     return candidate != core.leader_id and core.leader_is_alive()
 
 
-def keeps_its_promises(core: CoreState, candidate: int, request: RequestVote) -> bool:
+def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     """Whether this server may vote, as far as it can know: one that has lost its disk would break the
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
-    It may if its own or the candidate's configuration has recorded its data directory's identity: who was
-    away since the founding does not know its own record. In a founding cluster nobody's is recorded yet, but
-    then nobody has a log either: a candidate with one proves that this is no founding. Once this server has a
-    log, too, or has voted for the candidate, while no identity is recorded for it, it was there at the
-    founding: it votes, else a leader that dies before it has recorded anyone would leave a cluster that never
-    elects.
+    It may if its own or the candidate's configuration has recorded the identity of its data directory; the
+    candidate's, since who was away for long does not know its own record. It may not if they have recorded
+    another. If neither has any, the cluster is being founded, and its founding voters vote, whatever is in
+    the logs: else a leader that dies before it has recorded anyone would leave a cluster that never elects.
     """
     recorded = core.configuration.identity_of(core.node_id)
-    if core.identity and request.voter_identity == core.identity:
+    if core.identity in (recorded, request.voter_identity):
         return True
-    if recorded or not core.identity:
-        return recorded == core.identity
-    if request.last_log_index == 0:
-        return core.node_id in core.configuration.voters  # who is to join a cluster founds none
-    return core.log.last_index > 0 or core.voted_for == candidate
+    return not recorded and not request.voter_identity and core.node_id in core.configuration.voters
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:
     """Would this node vote so? Nothing changes by being asked (thesis 9.6)."""
     granted = (
         request.term > core.term
-        and keeps_its_promises(core, sender, request)
+        and keeps_its_promises(core, request)
         and not core.owes_silence()
         and not keeps_its_leader(core, sender)
         and core.log.is_up_to_date(request.last_log_index, request.last_log_term)

@@ -33,6 +33,10 @@ def change_configuration(core: CoreState, configuration: Configuration) -> int |
         return "only one voter can come or go at a time"
     if not configuration.voters:
         return "a cluster needs a voter"
+    newcomers = set(configuration.voters) - set(core.configuration.voters)
+    unknown = [node_id for node_id in newcomers if not configuration.identity_of(node_id)]
+    if core.identity and unknown:  # its vote might be needed, and could not be trusted
+        return f"the data directory of node {unknown[0]} is not recorded yet"
     data = encode_configuration(configuration)
     try:
         decode_configuration(data)

@@ -1,6 +1,7 @@
 """Put each mutant into a copy of the tree and expect the tests to fail: python -m tests.mutants.run [BUG ...]
 
-Exit 1 if a mutant lives, or if it does not apply any more. Each line names the first test that killed it.
+Exit 1 if a mutant lives, if it does not apply any more, or if the tests are red without any. Each line names
+the first test that killed it.
 """
 
 from __future__ import annotations
@@ -29,20 +30,25 @@ def killed_by(mutant: Mutant, tree: Path, stages: Sequence[Sequence[str]] = STAG
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        for paths in stages:
-            run = subprocess.run(
-                [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", *paths],
-                cwd=tree,
-                capture_output=True,
-                text=True,
-                timeout=600,
-                check=False,
-            )
-            if run.returncode:
-                failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
-                return failed.group(1) if failed else run.stdout[-300:] or run.stderr[-300:]
+        return first_failure(tree, stages)
     finally:
         path.write_text(text, encoding="utf-8")
+
+
+def first_failure(tree: Path, stages: Sequence[Sequence[str]] = STAGES) -> str | None:
+    """The first test that fails in the tree as it is."""
+    for paths in stages:
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", *paths],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if run.returncode:
+            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+            return failed.group(1) if failed else run.stdout[-300:] or run.stderr[-300:]
     return None
 
 
@@ -55,6 +61,10 @@ def main(arguments: Sequence[str]) -> int:
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, tree / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", tree)
+        red = first_failure(tree)
+        if red is not None:
+            print(f"{red} fails without any mutant: nothing would be proved")
+            return 1
         for mutant in MUTANTS:
             if arguments and str(mutant.bug) not in arguments:
                 continue

@@ -69,10 +69,16 @@ class Members:
     def _may_vote(self, node_id: int, configuration: Configuration) -> bool:
         """Whether the node's vote can be had: not if its disk is lost, or if nobody knows whether it is: it
         was away until now, and is not recorded."""
-        disk, committed = self.nodes[node_id].disk, self.checker.committed
-        away = bool(self.nodes[node_id].identity) and not disk.log and not disk.snapshot.index
-        unknown = away and committed and not configuration.identity_of(node_id)
-        return not unknown and not self.is_lost(node_id, configuration)
+        node = self.nodes[node_id]
+        unknown = node.identity and not configuration.identity_of(node_id) and not node.founding.has(node_id)
+        joining = unknown and not self._is_settled(node_id)
+        return not joining and not self.is_lost(node_id, configuration)
+
+    def _knows(self, node_id: int, other: int) -> bool:
+        """Whether the identity of the other's disk is recorded in what the node has on its own."""
+        disk = self.nodes[node_id].disk
+        data = disk.log.configurations[-1].data if disk.log.configurations else disk.snapshot.configuration
+        return bool(data) and bool(decode_configuration(data).identity_of(other))
 
     def _is_settled(self, node_id: int) -> bool:
         """Whether the node's log can never be empty again."""
@@ -90,6 +96,8 @@ class Members:
             return False
         if any(each.has(node_id) and not each.identity_of(node_id) for each in possible):
             return False
+        if not all(self._knows(n, node_id) for n in committed.voters):
+            return False  # who has not heard of the record would take the new disk for a founding member's
         settled = {n for n in self.nodes if self._is_settled(n)}
         return self.is_available(settled - {node_id})
 
@@ -99,8 +107,7 @@ class Members:
         It begins as a founding member does, unless so many have lost their disks by now that they could found
         another cluster among themselves: then it knows that it is to join one."""
         self.checker.forget(node)
-        empty = {n for n, each in self.nodes.items() if not each.disk.log and not each.disk.snapshot.index}
-        fresh = {*self.lives, node.node_id} | empty
+        fresh = {*self.lives, node.node_id} | {n for n in self.nodes if not self._knows(n, node.node_id)}
         joins = self.founding.has_quorum(fresh)
         node.founding = self.founding.without(node.node_id) if joins else self.founding
         self.lives[node.node_id] = self.lives.get(node.node_id, 1) + 1

@@ -46,7 +46,8 @@ def start_election(core: CoreState, *, transfer: bool = False) -> None:
 
 def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool, transfer: bool = False) -> None:
     last_index, last_term = core.log.last_index, core.log.last_term
-    request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer)
+    founding = core.configuration_index == 0
+    request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer, founding)
     for voter in core.configuration.voters:
         if voter != core.node_id:
             core.effects.messages.append((voter, request))
@@ -88,9 +89,12 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
     It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
-    recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
+    recorded yet: there the candidate has no configuration in its log either. One that has proves that this is
+    no founding. (The no-op of the first leader proves nothing: that leader may have died before it recorded
+    anybody, and if nobody voted then there would never be another.)
     """
-    return core.configuration.identity_of(core.node_id) == core.identity or request.last_log_index == 0
+    founding = request.founding or request.last_log_index == 0
+    return core.configuration.identity_of(core.node_id) == core.identity or founding
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:

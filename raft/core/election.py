@@ -53,10 +53,13 @@ def start_election(core: CoreState, *, transfer: bool = False) -> None:
 
 def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool, transfer: bool = False) -> None:
     last_index, last_term = core.log.last_index, core.log.last_term
+    founding = not any(core.configuration.identity_of(voter) for voter in core.configuration.voters)
     for voter in core.configuration.voters:
         if voter != core.node_id:
             recorded = core.configuration.identity_of(voter)
-            request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer, recorded)
+            request = RequestVote(
+                term, core.node_id, last_index, last_term, pre_vote, transfer, recorded, founding
+            )
             core.effects.messages.append((voter, request))
 
 
@@ -97,13 +100,15 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
 
     It may if its own or the candidate's configuration has recorded the identity of its data directory; the
     candidate's, since who was away for long does not know its own record. It may not if they have recorded
-    another. If neither has any, the cluster is being founded, and its founding voters vote, whatever is in
-    the logs: else a leader that dies before it has recorded anyone would leave a cluster that never elects.
+    another. If neither has any, it votes only at a founding: as a founding voter, for a candidate that knows
+    of no voter's recorded disk at all. (A log proves nothing: its leader may have died before it recorded
+    anybody, and if nobody voted then there would never be another.)
     """
     recorded = core.configuration.identity_of(core.node_id)
     if core.identity in (recorded, request.voter_identity):
         return True
-    return not recorded and not request.voter_identity and core.node_id in core.configuration.voters
+    unknown = not recorded and not request.voter_identity
+    return unknown and request.founding and core.node_id in core.configuration.voters
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:

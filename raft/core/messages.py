@@ -18,7 +18,8 @@ class RequestVote(msgspec.Struct, frozen=True, array_like=True, tag="rv", gc=Fal
     """RequestVote RPC (paper 5.2, 5.4.1). pre_vote: only asks whether a vote would be given (thesis 9.6);
     term is then the term the candidate would start, not the one it is in. transfer: the leader itself asked
     for this election (thesis 3.10), so nobody need be loyal to it. voter_identity: what the candidate's
-    configuration has recorded for the voter's data directory; "" for nothing."""
+    configuration has recorded for the voter's data directory; "" for nothing. founding: it has
+    recorded no voter's."""
 
     term: int
     candidate_id: int
@@ -27,6 +28,7 @@ class RequestVote(msgspec.Struct, frozen=True, array_like=True, tag="rv", gc=Fal
     pre_vote: bool = False
     transfer: bool = False
     voter_identity: str = ""
+    founding: bool = False
 
 
 class RequestVoteResponse(msgspec.Struct, frozen=True, array_like=True, tag="rvr", gc=False):

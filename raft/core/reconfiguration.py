@@ -33,10 +33,8 @@ def change_configuration(core: CoreState, configuration: Configuration) -> int |
         return "only one voter can come or go at a time"
     if not configuration.voters:
         return "a cluster needs a voter"
-    newcomers = set(configuration.voters) - set(core.configuration.voters)
-    unknown = [node_id for node_id in newcomers if not configuration.identity_of(node_id)]
-    if core.identity and unknown:  # its vote might be needed, and could not be trusted
-        return f"the data directory of node {unknown[0]} is not recorded yet"
+    if core.identity and (refusal := refuse_disks(core.configuration, configuration)):
+        return refusal
     data = encode_configuration(configuration)
     try:
         decode_configuration(data)
@@ -46,6 +44,17 @@ def change_configuration(core: CoreState, configuration: Configuration) -> int |
     core.append([Entry(index, core.term, EntryKind.CONFIGURATION, data)])
     maybe_commit(core)
     return index
+
+
+def refuse_disks(before: Configuration, after: Configuration) -> str | None:
+    """Why the configuration would leave too few who may vote: once any voter's data directory is recorded,
+    those that are not give no votes (election.keeps_its_promises)."""
+    recorded = [voter for voter in after.voters if after.identity_of(voter)]
+    for newcomer in set(after.voters) - set(before.voters) - set(recorded):
+        return f"the data directory of node {newcomer} is not recorded yet"
+    if recorded and not after.has_quorum(recorded):
+        return f"of the voters' data directories only those of {recorded} are recorded: no quorum could vote"
+    return None
 
 
 def caught_up(core: CoreState, learner: int) -> bool:

@@ -367,6 +367,7 @@ class CoreState:
                 self.effects.messages.append((read.origin, refusal))
         self.reads.clear()
         self.early_reads.clear()
+        self.effects.snapshots_wanted.clear()  # else it would be streamed in a term that others lead
         self.progress.clear()
         self.transfer_target = None
         self.lease_from_ms = float("-inf")

@@ -217,8 +217,9 @@ def test_a_server_whose_disk_nobody_has_recorded_votes_at_the_founding_only(reco
     node.founding = lab.configuration.with_identities({1: recorded}, "c")
     lab.start(1)
     for last_index in (0, 7):  # a founding leader may have left a log, and nobody recorded
-        answer = ask_vote(lab, 1, 2, RequestVote(1, 2, last_index, 1, True))
-        assert answer is not None and answer.vote_granted == (recorded == "")
+        for founding in (True, False):  # the candidate has recorded nobody, or others
+            answer = ask_vote(lab, 1, 2, RequestVote(1, 2, last_index, 1, True, founding=founding))
+            assert answer is not None and answer.vote_granted == (recorded == "" and founding)
 
 
 def test_a_server_votes_if_the_candidate_has_recorded_its_disk() -> None:
@@ -226,7 +227,7 @@ def test_a_server_votes_if_the_candidate_has_recorded_its_disk() -> None:
     vote if the candidate has recorded another disk: then its own is not the one that made the promises."""
     lab = Lab(3, up=[1], identities="founding")
     mine, other = lab.nodes[1].identity, "another disk"
-    for recorded, granted in (("", True), (other, False), (mine, True)):
+    for recorded, granted in (("", False), (other, False), (mine, True)):
         answer = ask_vote(lab, 1, 2, RequestVote(1, 2, 7, 1, True, voter_identity=recorded))
         assert answer is not None and answer.vote_granted == granted, recorded
 

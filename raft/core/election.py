@@ -21,7 +21,11 @@ def on_election_timeout(core: CoreState) -> None:
 def may_campaign(core: CoreState) -> bool:
     """Voters may; a learner never may. A voter that the newest configuration removes still may, while that is
     not known to be committed: perhaps nobody else has its entry, and then nobody can win against it (thesis
-    4.2.2). It does not count its own vote. All but the last two configurations are committed history."""
+    4.2.2). It does not count its own vote. All but the last two configurations are committed history.
+
+    An empty server that knows of a cluster belongs to it, or will: it founds no second one."""
+    if core.founded and core.log.last_index == 0:
+        return False
     return any(core.node_id in configuration.voters for _, configuration in core.configurations[-2:])
 
 
@@ -107,7 +111,7 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     recorded = core.configuration.identity_of(core.node_id)
     if core.identity in (recorded, request.voter_identity):
         return True
-    unknown = not recorded and not request.voter_identity
+    unknown = not recorded and not request.voter_identity and not core.founded
     return unknown and request.founding and core.node_id in core.configuration.voters
 
 

@@ -125,8 +125,8 @@ class CoreState:
         snapshot_index: int = 0,
         later_configurations: Sequence[Entry] = (),
     ) -> None:
-        self.node_id = node_id
-        self.identity = identity
+        self.node_id, self.identity = node_id, identity
+        self.founded = False  # the node has heard of a cluster of its name: it must not found another
         # Configurations with the index of their entry, oldest first: the last committed one, then at most one
         # that is not committed yet. The newest counts (thesis 4.1); a truncation brings back the one before.
         self.configurations: list[tuple[int, Configuration]] = [(snapshot_index, configuration)]
@@ -163,7 +163,7 @@ class CoreState:
         self.broadcast_index = 0
         self.reads: deque[PendingRead] = deque()  # wait for a round
         self.early_reads: list[PendingRead] = []  # wait for this term's first commit
-        self.departing = False  # somebody, perhaps this leader, is not in the newest configuration any more
+        self.departing = False  # somebody, perhaps this leader, is not in the newest configuration
         self.transfer_target: int | None = None  # leadership is on its way there: no proposals meanwhile
         self.transfer_deadline_ms = 0.0
         self.transfer_sent = False  # TimeoutNow is out

@@ -151,6 +151,8 @@ class Worker:
         for sender, message in received:
             self._receive(sender, message)
         self._notice_broken_peers()
+        if self.network.cluster_heard:
+            self.core.state.founded = True
         while self._posted:
             self._posted.popleft()(now)
         self.agreement.poll(now)
@@ -171,6 +173,7 @@ class Worker:
         self._keep_snapshots(now)
         state = self.core.state
         self.network.open_to_strangers = state.role is not Role.LEADER and not state.leader_is_alive()
+        self.network.leader_id = state.leader_id
         self.hooks.publish_status()
         self.snapshots.deliver()
 

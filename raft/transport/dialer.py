@@ -16,6 +16,7 @@ from raft.transport.handshake import (
     DEADLINE_S,
     HandshakeError,
     Hello,
+    RefusedByPeerError,
     Welcome,
     introduce,
     wrap_outgoing,
@@ -69,6 +70,7 @@ class Dialer:
         quiet_log: QuietLog,
         on_fatal: Callable[[str, BaseException], None],
         rng: random.Random,
+        on_refusal: Callable[[str], None] = lambda _cause: None,
     ) -> None:
         self.peer_id = peer_id
         self.address = address
@@ -77,6 +79,7 @@ class Dialer:
         self._handover = handover
         self._quiet_log = quiet_log
         self._on_fatal = on_fatal
+        self._on_refusal = on_refusal
         self._backoff = Backoff(rng)
         self._condition = threading.Condition()
         self._connected = False
@@ -154,6 +157,8 @@ class Dialer:
                     if number == len(candidates):
                         raise
         except HandshakeError as failure:
+            if isinstance(failure, RefusedByPeerError):
+                self._on_refusal(failure.cause)
             who = f"node {self.peer_id} at {host}:{port}"
             self._quiet_log.write(failure.level, failure.cause, who, str(failure))
         except OSError as error:

@@ -45,7 +45,9 @@ class _Guest:
 class Membership:
     """Members, guests, dialers, and what is known of each: one lock, held for no I/O. Any thread.
 
-    is_open says whether strangers may become guests. The worker learns of changes by handover.review() and
+    is_open says whether strangers may become guests; trusted, whether a peer's identity is not held against
+    it now, because this node may be the one that is behind. cluster_heard: whether a peer has shown that a
+    cluster of this name has been founded. The worker learns of changes by handover.review() and
     asks keeps() and dialer() which connections may stay.
     """
 
@@ -58,6 +60,7 @@ class Membership:
         quiet_log: QuietLog,
         on_fatal: Callable[[str, BaseException], None],
         clock: Callable[[], float] = time.monotonic,
+        trusted: Callable[[int], bool] = lambda _peer: False,
     ) -> None:
         self._own = own
         self._is_open = is_open
@@ -65,6 +68,8 @@ class Membership:
         self._quiet_log = quiet_log
         self._on_fatal = on_fatal
         self._clock = clock
+        self._trusted = trusted
+        self.cluster_heard = False
         self._lock = threading.Lock()
         self._members = self._others(members)
         self._guests: dict[int, _Guest] = {}
@@ -123,10 +128,10 @@ class Membership:
             own = self._own
             if not self._running:
                 raise HandshakeError("closed", "this node is stopping")
+            self._hear(hello.cluster, hello.cluster_id)
             check_hello(hello, own)
-            member = self._members.get(hello.from_id)
-            if member is not None:
-                check_identity(hello.from_id, member.identity, hello.identity)
+            if hello.from_id in self._members:
+                check_identity(hello.from_id, self._recorded(hello.from_id), hello.identity)
                 return own.welcome()
             new = self._admit_guest(hello, source)
         if new:
@@ -138,8 +143,18 @@ class Membership:
         """Raises HandshakeError unless the node that answered is the one meant. Dialer threads."""
         with self._lock:
             own, recorded = self._own, self._recorded(welcome.node_id)
+            self._hear(own.cluster, welcome.cluster_id)
         check_cluster_id(welcome.node_id, welcome.cluster_id, own)
         check_identity(welcome.node_id, recorded, welcome.identity)
+
+    def _hear(self, cluster: str, cluster_id: str) -> None:
+        if cluster_id and cluster == self._own.cluster:
+            self.cluster_heard = True
+
+    def _on_refusal(self, cause: str) -> None:
+        """Who has lost its disk, or was never added, is refused by members of a cluster. Dialer threads."""
+        if cause in ("sender", "guests", "identity"):
+            self.cluster_heard = True
 
     def _hello(self, peer_id: int) -> Hello:
         with self._lock:
@@ -229,7 +244,7 @@ class Membership:
 
     def _recorded(self, peer_id: int) -> str:
         member = self._members.get(peer_id)
-        return "" if member is None else member.identity
+        return "" if member is None or self._trusted(peer_id) else member.identity
 
     def _dial(self, peer_id: int, address: tuple[str, int]) -> None:
         """See to it that the peer is dialed, and at this address."""
@@ -249,6 +264,7 @@ class Membership:
             self._quiet_log,
             self._on_fatal,
             random.Random(),
+            self._on_refusal,
         )
         dialer.start()
 

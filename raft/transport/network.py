@@ -53,7 +53,8 @@ class PeerNetwork:
     fault in this program; the node has to stop. outbox_bytes: bound of what waits for one peer. run_id names
     this process to its peers (default: a new random one), identity this node's data directory.
     open_to_strangers: whether a node that is no member may become a guest; the worker sets it, True while it
-    knows no living leader. Raises ValueError if the cluster name is too long for a hello.
+    knows no living leader. Then, and of leader_id, no recorded identity is held against a peer: this node may
+    be the one that is behind. Raises ValueError if the cluster name is too long for a hello.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class PeerNetwork:
         self.run_id = run_id if run_id is not None else uuid.uuid4().hex
         self.address: tuple[str, int] = (host, port)  # the actual one after start()
         self.open_to_strangers = False
+        self.leader_id: int | None = None
         own = Credentials(node_id, cluster_name, self.run_id, identity, cluster_id, host, port)
         longest = own._replace(cluster_id=_ID, raft_port=65535).hello(2**31, to_identity=_ID)
         if len(msgspec.msgpack.encode(longest)) > MAX_HELLO_BYTES:
@@ -99,7 +101,8 @@ class PeerNetwork:
         self._asleep = False
         self._handover = Handover(self.wake)
         self._membership = Membership(
-            own, members, lambda: self.open_to_strangers, self._handover, self._quiet_log, on_fatal
+            *(own, members, lambda: self.open_to_strangers, self._handover, self._quiet_log, on_fatal),
+            trusted=lambda peer_id: self.open_to_strangers or peer_id == self.leader_id,
         )
         self._acceptor: Acceptor | None = None
         self._closed = False
@@ -132,6 +135,11 @@ class PeerNetwork:
         would cut this node off for good.
         """
         self._membership.set_members(members, cluster_id)
+
+    @property
+    def cluster_heard(self) -> bool:
+        """Whether a peer has shown that a cluster of this name has been founded already."""
+        return self._membership.cluster_heard
 
     def heard_identities(self) -> dict[int, str]:
         """The name of its data directory by member or guest, as its last handshake said; who has said none is

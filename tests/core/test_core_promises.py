@@ -117,6 +117,19 @@ def test_all_three_go_on_after_a_power_cut_in_the_first_moment() -> None:
             wire += [(node_id, peer, message) for peer, message in take(core)]
 
 
+def test_an_empty_server_that_has_heard_of_a_cluster_founds_no_second_one() -> None:
+    """Two of three disks are lost, or two new machines come at once: they are a majority of their list."""
+    voter, candidate = start(1), start(2)
+    voter.state.founded = True
+    assert votes(voter, candidate) == NO
+    voter.tick(10 * TIMEOUT_MAX)
+    assert not take(voter) and voter.state.role is Role.FOLLOWER
+    with_log = start(1, NOOP)
+    with_log.state.founded = True
+    with_log.tick(TIMEOUT_MAX)
+    assert with_log.state.role is Role.PRE_CANDIDATE
+
+
 def test_the_first_record_names_a_quorum_or_nobody() -> None:
     """Once anyone is recorded, who is not gives no votes: a record of one of three would be the end."""
     before = FOUNDING

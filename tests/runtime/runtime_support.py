@@ -142,6 +142,7 @@ class FakeNetwork:
         self.disconnects: list[int] = []
         self.refused: list[int] = []
         self.wakes = 0
+        self.cluster_heard = False
         self.members: dict[int, PeerAddress] = {}
         self.cluster_id = ""
         self.events = events

@@ -145,6 +145,15 @@ def test_a_guest_with_another_identity_than_is_recorded_for_it_is_no_member(
     one = lone(net)
     with dial_as_guest(one, 3, listener, identity="new") as sock, accept_raw(listener, 3, identity="new"):
         drive([one], lambda: one.connected(3) and 3 in one._incoming)
+        # While there is no leader, and of the leader itself, this node may be the one that is behind.
+        one.set_members(members({3: listener.getsockname()[1]}, n3="old"), "")
+        one.poll(0)
+        assert one.connected(3)
+        one.open_to_strangers, one.leader_id = False, 3
+        one.set_members(members({3: listener.getsockname()[1]}, n3="old"), "")
+        one.poll(0)
+        assert one.connected(3)
+        one.leader_id = 2
         one.set_members(members({3: listener.getsockname()[1]}, n3="old"), "")
         one.poll(0)
         assert not one._by_fd
@@ -201,3 +210,11 @@ def test_a_stranger_at_the_moment_of_the_close_leaves_no_thread(net: Any, listen
     sock.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name in ("raft-dial-3", "raft-dial-4")]
+
+
+def test_a_hello_tells_an_empty_node_that_a_cluster_is_there(net: Any, listener: socket.socket) -> None:
+    one = lone(net)
+    assert not one.cluster_heard
+    with dial_as_guest(one, 3, listener, cluster_id="c"), accept_raw(listener, 3):
+        drive([one], lambda: one.connected(3))
+    assert one.cluster_heard

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import signal
 import statistics
@@ -72,7 +73,7 @@ class Writers:
         with self._lock:
             at = sorted(self.acknowledged)
         at = [began, *at[bisect_left(at, began) : bisect_right(at, ended)], ended]
-        return 1000 * max(later - earlier for earlier, later in zip(at, at[1:], strict=False))
+        return 1000 * max(later - earlier for earlier, later in itertools.pairwise(at))
 
     def _run(self, home: int) -> None:
         number, place, spread = 0, home, 0

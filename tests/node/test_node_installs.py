@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import eventually, running
@@ -26,6 +27,7 @@ from node_support import Load
 
 pytestmark = pytest.mark.process
 CALM = {"interval_ms": 60_000}
+STEADY: dict[str, Any] = {"storage": ON_REQUEST, "raft": PATIENT, "rewards": CALM}
 SLOWLY = wrapped("raft.storage.snapshot_files", "SnapshotReceiver.write", before="time.sleep(0.03)")
 
 
@@ -62,13 +64,13 @@ KILLS = {
     "before the log is emptied": wrapped(LOG, "LogStore.reset", before="die()"),
     "with the log half emptied": wrapped("raft.storage.segments", "remove", after="die()"),
     "after the log was emptied": wrapped(LOG, "LogStore.reset", after="die()"),
-    "with the first entries behind": wrapped(LOG, "LogStore.append", after="args[0].first_index > 1 and die()"),
+    "with the first entries behind": wrapped(LOG, "LogStore.append", after="args[0]._base_index and die()"),
 }
 
 
 def test_kill_9_of_the_receiver_at_each_step_of_an_install(tmp_path: Path) -> None:
     """BUGS 44: whatever a crash leaves, the next start makes a whole node of it."""
-    with running(tmp_path, storage=ON_REQUEST, raft=PATIENT, rewards=CALM) as cluster:
+    with running(tmp_path, **STEADY) as cluster:
         leader, victim = cluster.leader(), cluster.followers()[0]
         term = cluster.info(leader)["term"]
         fill(cluster, 1)
@@ -91,7 +93,7 @@ def test_kill_9_of_the_receiver_at_each_step_of_an_install(tmp_path: Path) -> No
 
 def test_kill_9_of_the_receiver_at_random_moments_under_load(tmp_path: Path) -> None:
     rng = random.Random(str(tmp_path))
-    with running(tmp_path, storage=ON_REQUEST, raft=PATIENT, rewards=CALM) as cluster:
+    with running(tmp_path, **STEADY) as cluster:
         cluster.leader()
         victim = cluster.followers()[0]
         fill(cluster, 4)
@@ -136,7 +138,7 @@ def test_kill_9_of_the_leader_in_the_middle_of_an_install(tmp_path: Path) -> Non
 
 
 def test_a_new_member_gets_configuration_and_sessions_with_the_snapshot(tmp_path: Path) -> None:
-    with running(tmp_path, storage=ON_REQUEST, raft=PATIENT, rewards=CALM, allowed=["not a member"]) as cluster:
+    with running(tmp_path, allowed=["not a member"], **STEADY) as cluster:
         leader = cluster.leader()
         assert cluster.execute(leader, "ONCE", "session", 7, "INCRBY", "counted", 5) == 5
         cluster.execute(leader, "INCRBY", "counted", 10)
@@ -162,7 +164,7 @@ def test_a_new_member_gets_configuration_and_sessions_with_the_snapshot(tmp_path
 
 def test_a_follower_that_was_away_learns_the_members_from_the_snapshot(tmp_path: Path) -> None:
     """BUGS 37, 40: the changes are compacted away, and so are the nodes that it knew."""
-    with running(tmp_path, storage=ON_REQUEST, raft=PATIENT, rewards=CALM, allowed=["not a member"]) as cluster:
+    with running(tmp_path, allowed=["not a member"], **STEADY) as cluster:
         leader = cluster.leader()
         away, gone = cluster.followers()
         for new in (4, 5):

@@ -252,9 +252,10 @@ class RaftNode:
         last_log_term: int,
         pre_vote: bool = False,
         transfer: bool = False,
+        identity: str = "",
     ) -> None:
         """RequestVote RPC, receiver (paper figure 2). The answer goes to candidate_id over the network."""
-        request = RequestVote(term, candidate_id, last_log_index, last_log_term, pre_vote, transfer)
+        request = RequestVote(term, candidate_id, last_log_index, last_log_term, pre_vote, transfer, identity)
         self._on_owner(lambda now: self._core.receive(candidate_id, request, now))
 
     def submit(self, batch: Batch) -> bool:
@@ -335,6 +336,7 @@ class RaftNode:
             last_log_term=request.last_log_term,
             pre_vote=request.pre_vote,
             transfer=request.transfer,
+            identity=request.identity,
         )
 
     def _send_ping(self, peer: int) -> None:

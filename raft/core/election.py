@@ -46,9 +46,10 @@ def start_election(core: CoreState, *, transfer: bool = False) -> None:
 
 def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool, transfer: bool = False) -> None:
     last_index, last_term = core.log.last_index, core.log.last_term
-    request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer)
     for voter in core.configuration.voters:
         if voter != core.node_id:
+            identity = core.configuration.identity_of(voter)
+            request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer, identity)
             core.effects.messages.append((voter, request))
 
 
@@ -87,10 +88,12 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     """Whether this server may vote, as far as it can know: one that has lost its disk would break the
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
-    It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
-    recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
+    It may if a configuration has recorded its data directory's identity: its own or, where that has not
+    reached it yet, the candidate's. In a founding cluster nobody's is recorded, but then nobody has a log
+    either: a candidate with one proves that this is no founding.
     """
-    return core.configuration.identity_of(core.node_id) == core.identity or request.last_log_index == 0
+    recorded = (core.configuration.identity_of(core.node_id), request.identity)
+    return core.identity in recorded or request.last_log_index == 0
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:

@@ -119,6 +119,9 @@ def test_a_change_whose_leader_dies_happens_everywhere_or_nowhere(tmp_path: Path
     with running(tmp_path, count=4, allowed=EXPECTED, rewards={"interval_ms": 60_000}) as cluster:
         cluster.leader()
         subject = cluster.followers()[0]  # comes and goes; the others die, one at a time
+        # From its first moments on: a founder that no record of identities names has no say in an election.
+        for node in cluster.ids:
+            eventually(lambda node=node: "configuration of entry" in cluster.log_of(node), 10, "identities")  # type: ignore[misc]
         port = cluster.client_ports.pop(subject)
         with Load(cluster, threads=2) as load:
             cluster.client_ports[subject] = port

@@ -184,7 +184,7 @@ def test_a_follower_that_was_away_learns_the_members_from_the_snapshot(tmp_path:
         cluster.agree()
         expected = [str(n) for n in sorted([leader, away, 4, 5])]
         assert installs(cluster, away) == 1
-        # INFO shows what was published at the end of a turn: a moment after the first answer of the new state.
+        # INFO shows what the last turn published: a moment after the first answer of the new state.
         eventually(lambda: voters(cluster, away) == expected, 5, "the members of the snapshot")
         cluster.execute(leader, "SET", "one", "more")
         cluster.agree()

@@ -18,7 +18,7 @@ from raft.machine.machine import Machine
 from raft.replies import Error
 from raft.runtime.backups import Backups, is_backup
 from raft.runtime.control import Control, is_control
-from raft.runtime.errors import NO_LEADER, NOT_LEADER, STOPPING, UNKNOWN
+from raft.runtime.errors import NO_LEADER, NOT_A_MEMBER, NOT_LEADER, STOPPING, UNKNOWN
 from raft.runtime.forwarding import Forwarding
 from raft.runtime.load import Load
 from raft.runtime.membership import Membership
@@ -166,8 +166,14 @@ class Desk:
 
     # --- trouble --------------------------------------------------------------------------------------
 
+    def _belongs(self) -> bool:
+        """Whether some leader will take what waits here: none does of a node that was removed."""
+        return self._state.committed_configuration.has(self._state.node_id)
+
     def _hold(self, deadline: float, batch: Batch) -> None:
-        if deadline <= self._now:
+        if not self._belongs():
+            self._refuse(batch, NOT_A_MEMBER)
+        elif deadline <= self._now:
             self._refuse(batch, NO_LEADER)
         else:
             if not self._held:  # else whoever comes would put off those who wait already
@@ -187,7 +193,7 @@ class Desk:
 
     def leader_lost(self, leader: int) -> None:
         """Another node led, or was connected, and is not any more."""
-        self.forwarding.leader_lost(leader)
+        self.forwarding.leader_lost(leader, for_good=not self._belongs())
 
     def expire(self) -> None:
         """Answer what has waited long enough. Cheap when nothing waits."""

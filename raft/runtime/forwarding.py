@@ -81,10 +81,11 @@ class Forwarding:
             batch.answer_encoded(batch.operations[0][0], reply.replies[0])
         self._load.give_back(1)
 
-    def leader_lost(self, leader: int) -> None:
-        """leader leads or is connected no more: what it took is unknown, or sent to the next one."""
+    def leader_lost(self, leader: int, *, for_good: bool = False) -> None:
+        """leader leads or is connected no more: what it took is unknown, or sent to the next one. for_good:
+        there will be no next one for this node."""
         self._give_up([rid for rid, (to, *_) in self._controls.items() if to == leader])
-        self.lanes.leader_lost(leader)
+        self.lanes.leader_lost(leader, for_good=for_good)
 
     def expire(self, now: float) -> None:
         """Answers that did not come in time."""

@@ -223,11 +223,14 @@ class Lanes:
 
     # --- trouble --------------------------------------------------------------------------------------
 
-    def leader_lost(self, leader: int) -> None:
-        """leader leads or is connected no more: what it has goes to the next one, too."""
-        for lane in self._busy:
+    def leader_lost(self, leader: int, *, for_good: bool = False) -> None:
+        """leader leads or is connected no more: what it has goes to the next one, too. for_good: this node
+        was removed, no next one will answer it, and its clients had better ask elsewhere at once."""
+        for lane in list(self._busy):
             if lane.copies.get(lane.newest) == leader:
                 lane.asked = False
+            if for_good and not lane.asked:
+                self._fail(self._release(lane), UNKNOWN)
         waiting, self._queue = self._queue, deque()
         self._hold_all(list(waiting))
 

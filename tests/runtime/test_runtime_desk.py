@@ -8,7 +8,8 @@ import pytest
 from runtime_support import TIMEOUT_MAX, Bench, Waiter, encode, is_error, passed_on
 
 from raft.core.entry import Entry, EntryKind
-from raft.core.messages import AppendEntriesResponse, RequestVoteResponse
+from raft.core.membership import Configuration, encode_configuration
+from raft.core.messages import AppendEntries, AppendEntriesResponse, RequestVoteResponse
 from raft.core.state import Role
 from raft.runtime.desk import RETRY_MS
 from raft.runtime.errors import NOT_LEADER
@@ -293,4 +294,37 @@ def test_an_uncommitted_entry_of_ours_that_a_new_leader_replaces_is_indeterminat
     bench.turn((3, type(message)(2, 3, prev.index, prev.term, (entry,), index, 1)))
     assert is_error(waiter.answer, "INDETERMINATE")
     assert bench.machine.kv.values[b"a"] == b"2"
+    assert bench.desk.load.taken == 0
+
+
+@pytest.mark.parametrize("command", [[b"SET", b"a", b"1"], [b"GET", b"a"]])
+def test_a_removed_node_sends_its_clients_elsewhere_at_once(command: list[bytes]) -> None:
+    """No leader will ever answer here: whoever waits for one waits in vain."""
+    bench = Bench(voters=4)
+    bench.follow(2, term=1)
+    under_way = bench.ask(command)
+    last = bench.state.log.last_index
+    removed = Entry(
+        last + 1, 1, EntryKind.CONFIGURATION.value, encode_configuration(Configuration((2, 3, 4)))
+    )
+    prev_term = bench.state.log.term(last)
+    bench.turn((2, AppendEntries(1, 2, last, prev_term, (removed,), last)))
+    bench.network.disconnects.append(2)
+    bench.network.away.add(2)
+    bench.turn()
+    assert under_way.answer is None, "not committed: the change may yet be taken back"
+    bench.network.away.clear()
+    bench.turn((2, AppendEntries(1, 2, last + 1, 1, (), last + 1)), after_ms=RETRY_MS)
+    bench.network.disconnects.append(2)
+    bench.network.away.add(2)
+    bench.turn()
+    if command[0] == b"SET":  # the leader has had it
+        assert is_error(under_way.answer, "INDETERMINATE")
+    late = bench.ask(command)
+    bench.turn()
+    if command[0] == b"SET":
+        assert is_error(late.answer, "CLUSTERDOWN this node is not a member")
+    bench.turn(after_ms=TIMEOUT_MAX)  # the leader is silent: now a read knows, too
+    bench.turn()
+    assert is_error(bench.ask(command).answer, "CLUSTERDOWN this node is not a member")
     assert bench.desk.load.taken == 0

@@ -20,11 +20,16 @@ class Library:
     """Every snapshot that was ever sent, by the bytes that were."""
 
     contents: dict[bytes, Snapshot] = field(default_factory=dict)
+    names: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
     def bytes_of(self, node_id: int, snapshot: Snapshot) -> bytes:
-        """A name of its own for each file."""
+        """A name of its own for each file; the same again for the same file, as a disk would give."""
+        name = self.names.get((node_id, snapshot.index))
+        if name is not None and self.contents[name] == snapshot:
+            return name
         name = f"node {node_id}, entry {snapshot.index}, file {len(self.contents)}".encode()
         self.contents[name] = snapshot
+        self.names[node_id, snapshot.index] = name
         return name
 
 

@@ -68,11 +68,12 @@ class Members:
 
     def _may_vote(self, node_id: int, configuration: Configuration) -> bool:
         """Whether the node's vote can be had: not if its disk is lost, or if nobody knows whether it is: it
-        was away until now, and is not recorded."""
+        was away until now, and is not recorded, though others are."""
         node = self.nodes[node_id]
-        unknown = node.identity and not configuration.identity_of(node_id) and not node.founding.has(node_id)
-        joining = unknown and not self._is_settled(node_id)
-        return not joining and not self.is_lost(node_id, configuration)
+        unknown = bool(node.identity) and not configuration.identity_of(node_id)
+        joining = unknown and not node.founding.has(node_id) and not self._is_settled(node_id)
+        founded = any(configuration.identity_of(voter) for voter in configuration.voters)
+        return not joining and not (unknown and founded) and not self.is_lost(node_id, configuration)
 
     def _knows(self, node_id: int, other: int) -> bool:
         """Whether the identity of the other's disk is recorded in what the node has on its own."""

@@ -142,6 +142,7 @@ class _Builder:
             snapshot_index=snapshot_index,
             later_configurations=storage.log.configurations(),
         )
+        self._core.state.room = storage.log.room
         self._tell_difference()
         self._network = self._new_network()
         self._desk = Desk(

@@ -8,6 +8,9 @@ NO_LEADER = Error("CLUSTERDOWN no leader is known and none was elected in time; 
 NO_QUORUM = Error("CLUSTERDOWN the leader could not reach a quorum; the command was not executed")
 NOT_TAKEN = Error("CLUSTERDOWN the leader did not take the command in time; it was not executed")
 NOT_LEADER = Error("CLUSTERDOWN this node is not the leader any more; the command was not executed")
+NO_SPACE = Error(
+    "CLUSTERDOWN the disk of the leader, or of a majority of the nodes, is full; the command was not executed"
+)
 STOPPING = Error("CLUSTERDOWN this node is shutting down; the command was not executed")
 UNKNOWN = Error(
     "INDETERMINATE the leader was lost after it took the command; it may or may not have been executed"

@@ -31,6 +31,7 @@ from raft.runtime.founding import peer_addresses
 from raft.runtime.installs import Installs
 from raft.runtime.pings import PingBoard
 from raft.runtime.snapshots import Snapshots
+from raft.runtime.space import Space
 from raft.runtime.turns import Turns
 from raft.storage.errors import DiskFullError
 from raft.storage.node_storage import NodeStorage
@@ -104,6 +105,7 @@ class Worker:
         self.now = core.state.now
         self.at_ms = 0  # what this turn's entries are stamped with
         self.disk_wait = DiskWait()
+        self.space = Space(core, desk)
         self._posted: deque[Posted] = deque()
         self._next_expiry_check_ms = 0.0
         self._seen: tuple[Role, int, int | None] = (Role.FOLLOWER, core.state.term, None)
@@ -171,8 +173,11 @@ class Worker:
         self.core.tick(now)
         self.installs.advance(now)
         self._notice_role(now, at_ms)
+        self.space.advance(now)
         self.desk.take_batches()
-        if self.core.state.role is Role.LEADER and self.core.state.transfer_target is None:
+        if self.space.blocked:
+            self.turns.excuse()
+        elif self.core.state.role is Role.LEADER and self.core.state.transfer_target is None:
             self._lead(now, at_ms)
         self.desk.flush()
         self._carry_out_all(now)

@@ -3,6 +3,7 @@ small tmpfs is full. What the node promised stands; what it cannot promise it re
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, eventually, running
 from node_support import LIMIT_S, REFUSED, Load, ask_all, word
-from test_node_faults import injected
+from test_node_faults import injected, small_disk
 
 pytestmark = pytest.mark.process
 
@@ -61,4 +62,139 @@ def test_a_node_whose_disk_hangs_answers_its_clients_and_ends(
         cluster.start(victim)
         cluster.ready(victim)
         load.check(cluster)
+        cluster.agree()
+
+
+# --- a full disk ----------------------------------------------------------------------------------------
+
+FULL = ["waiting for space", "disk is full", "is full: writes are refused", "no space"]
+BIG = "x" * 200_000
+
+
+def is_full(cluster: Cluster, node: int) -> bool:
+    return "waiting for space" in cluster.log_of(node)
+
+
+def fill(cluster: Cluster, through: int, *victims: int) -> None:
+    """Write until the victims' disks are full: about one log segment."""
+    for number in range(600):
+        if all(is_full(cluster, victim) for victim in victims):
+            return
+        cluster.execute(through, "SET", f"fill:{number % 10}", BIG)
+    raise AssertionError("the disk never became full")
+
+
+def follow(cluster: Cluster, node: int) -> int:
+    """Make the node a follower; returns the leader."""
+    eventually(lambda: cluster.leader() != node or not hand_over(cluster, node), 20, "another leader")
+    return cluster.leader()
+
+
+def hand_over(cluster: Cluster, node: int) -> bool:
+    return bool(cluster.client(node).execute_command("RAFT", "TRANSFER"))
+
+
+def test_a_follower_with_a_full_disk_goes_on_as_far_as_it_can(tmp_path: Path) -> None:
+    """BUGS 46, 47. It hears its leader, passes its clients' commands on, and catches up by itself."""
+    with (
+        small_disk(tmp_path / "data" / "node-1", "20m") as resize,
+        running(tmp_path, allowed=FULL) as cluster,
+    ):
+        leader = follow(cluster, 1)
+        fill(cluster, leader, 1)
+        term = cluster.info(1)["term"]
+        for number in range(30):
+            cluster.execute(leader, "SET", "more", BIG + str(number))
+        asked = [("SET", "a", "1"), ("GET", "more"), ("INCR", "n"), ("PING",)]
+        for reply, seconds in ask_all([(cluster.client_ports[1], words) for words in asked], 10):
+            assert word(reply) == "ok" and seconds < LIMIT_S, (reply, seconds)
+        info = cluster.info(1)
+        assert (info["term"], info["leader_id"]) == (term, str(leader)), "it took heartbeats for silence"
+        behind = int(cluster.info(leader)["commit_index"]) - int(info["commit_index"])
+        assert behind > 10, "nothing was refused: this test is about nothing"
+        resize("80m")
+        eventually(lambda: "there is space on the disk again" in cluster.log_of(1), 10, "space")
+        cluster.agree()
+        assert cluster.execute(1, "GET", "more") == BIG + "29"
+        assert cluster.processes[1].poll() is None
+
+
+def test_a_leader_with_a_full_disk_hands_over(tmp_path: Path) -> None:
+    with (
+        small_disk(tmp_path / "data" / "node-1", "20m") as resize,
+        running(tmp_path, allowed=FULL) as cluster,
+    ):
+        if cluster.leader() != 1:
+            cluster.execute(cluster.leader(), "RAFT", "TRANSFER", 1)
+        eventually(lambda: cluster.leader() == 1, 10, "node 1 leading")
+        for number in range(600):
+            reply, seconds = ask_all([(cluster.client_ports[1], ("SET", f"f:{number % 10}", BIG))], 10)[0]
+            assert seconds < LIMIT_S + SLACK_S and word(reply) in {"ok", *REFUSED}
+            if is_full(cluster, 1):
+                break
+        eventually(lambda: cluster.leader() != 1, 10, "another leader")
+        assert "handing leadership" in cluster.log_of(1)
+        assert "stepped down" not in cluster.log_of(1), "nobody had to notice"
+        assert cluster.execute(1, "SET", "after", "full") and cluster.execute(1, "GET", "after") == "full"
+        resize("80m")
+        cluster.agree()
+        assert cluster.execute(1, "GET", "after") == "full"
+
+
+def test_a_majority_of_full_disks_refuses_writes_and_serves_reads(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with (
+        small_disk(data / "node-1", "20m") as resize_1,
+        small_disk(data / "node-2", "20m") as resize_2,
+        running(tmp_path, allowed=FULL) as cluster,
+    ):
+        cluster.execute(1, "SET", "k", "v")
+        number = 0
+        while not all(is_full(cluster, node) for node in (1, 2)):
+            number += 1
+            assert number < 600
+            reply, seconds = ask_all([(cluster.client_ports[3], ("SET", f"f:{number % 10}", BIG))], 10)[0]
+            assert seconds < LIMIT_S + SLACK_S and word(reply) in {"ok", *REFUSED}, reply
+
+        def refused() -> bool:
+            ports = [cluster.client_ports[node] for node in cluster.ids]
+            answers = ask_all([(port, ("SET", f"no:{port}", "v")) for port in ports], 10)
+            assert all(seconds < LIMIT_S + SLACK_S for _, seconds in answers)
+            assert all(word(reply) in REFUSED for reply, _ in answers)
+            return all("is full; the command was not executed" in str(reply) for reply, _ in answers)
+
+        eventually(refused, 20, "a clear refusal on every node")
+        for _ in range(3):  # it stays so, and reads go on
+            assert refused()
+            reads = ask_all([(cluster.client_ports[cluster.leader()], ("GET", "k"))] * 3, 10)
+            assert [str(reply) for reply, _ in reads] == ["b'v'"] * 3, reads
+        resize_1("80m")
+        resize_2("80m")
+        assert cluster.execute(1, "SET", "k", "later")
+        cluster.agree()
+        for node in cluster.ids:
+            assert cluster.execute(node, "GET", "k") == "later"
+            for port in cluster.client_ports.values():
+                assert cluster.execute(node, "GET", f"no:{port}") is None
+
+
+def test_a_node_votes_while_its_disk_is_full(tmp_path: Path) -> None:
+    """Term and vote have their file already."""
+    with (
+        small_disk(tmp_path / "data" / "node-1", "60m") as resize,
+        running(tmp_path, allowed=FULL) as cluster,
+    ):
+        leader = follow(cluster, 1)
+        ballast = cluster.data(1) / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        other = next(n for n in (2, 3) if n != leader)
+        cluster.kill(leader)
+        assert cluster.execute(other, "SET", "later", "yes"), "node 1 and the other are a majority"
+        assert "hard-state: the disk is full" not in cluster.log_of(1)
+        assert cluster.execute(1, "GET", "later") == "yes"
+        resize("100m")
+        cluster.start(leader)
+        cluster.ready(leader)
         cluster.agree()

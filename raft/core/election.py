@@ -88,9 +88,15 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
     It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
-    recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
+    recorded yet. Then an empty log on either side tells: of a candidate, that this is a founding; of this
+    server, that it may be none, and its disk new. A server that has a log in that case got it into this very
+    directory, for a leader that has recorded another one would not have let it connect. (Without this the
+    loss of the first leader, before it has recorded anybody, would leave a cluster that never votes again.)
     """
-    return core.configuration.identity_of(core.node_id) == core.identity or request.last_log_index == 0
+    recorded = core.configuration.identity_of(core.node_id)
+    if recorded == core.identity or request.last_log_index == 0:
+        return True
+    return not recorded and core.log.last_index > 0
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:

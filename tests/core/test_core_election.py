@@ -291,3 +291,16 @@ def test_a_new_leader_begins_its_term_with_an_entry_of_its_own() -> None:
 def test_the_laboratory_makes_equal_logs_from_equal_terms() -> None:
     assert terms_of(log_of(1, 1, 2)) == [1, 1, 2]
     assert log_of(1, 2)[0] == log_of(1, 3)[0]
+
+
+@pytest.mark.parametrize(("own_log", "votes"), [((1,), True), ((), False)])
+def test_the_first_leader_may_be_lost_before_it_has_recorded_identities(
+    own_log: tuple[int, ...], votes: bool
+) -> None:
+    """Who has the founding's log votes on; who has none, against a candidate with one, has lost its disk."""
+    lab = Lab(up=[1], logs={1: own_log})
+    lab.state(1).identity = "a" * 32
+    assert lab.state(1).configuration.identity_of(1) == ""
+    lab.receive(1, 2, RequestVote(2, 2, 1, 1))
+    (answer,) = lab.sent(1, 2, RequestVoteResponse)
+    assert answer.vote_granted is votes

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import redis
 from cluster import Cluster, eventually, running
 from node_support import LIMIT_S, REFUSED, Load, ask_all, word
 from test_node_faults import injected, small_disk
@@ -198,3 +199,96 @@ def test_a_node_votes_while_its_disk_is_full(tmp_path: Path) -> None:
         cluster.start(leader)
         cluster.ready(leader)
         cluster.agree()
+
+
+# --- OK waits for the disks of a majority ---------------------------------------------------------------
+
+
+def test_no_ok_leaves_before_a_majority_has_synced(
+    tmp_path: Path, require_tool: Callable[[str], str]
+) -> None:
+    """Each fdatasync of both followers takes 150 ms longer: so does each answer. With one it does not."""
+    strace = require_tool("strace")
+    slow_elections = {"election_timeout_ms": [1500, 3000]}
+    with running(tmp_path, raft=slow_elections) as cluster, contextlib.ExitStack() as stack:
+        leader = cluster.leader()
+
+        def fastest() -> float:
+            answers = []
+            for number in range(8):
+                (answer,) = ask_all([(cluster.client_ports[leader], ("SET", "k", number))], 10)
+                assert word(answer[0]) == "ok"
+                answers.append(answer[1])
+            return min(answers)
+
+        for number, follower in enumerate(cluster.followers()):
+            log = next(cluster.data(follower).glob("log-*.seg"))
+            pid = cluster.processes[follower].pid
+            delay = "fdatasync:delay_exit=150000"
+            stack.enter_context(injected(strace, pid, delay, tmp_path / f"strace-{follower}", log))
+            assert (fastest() >= 0.15) is (number == 1)
+
+
+FILES = {
+    "log": ("log-*.seg", "fdatasync"),
+    "hard state": ("hard-state.tmp", "fsync"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_failed_sync_ends_the_node_and_is_never_repeated(
+    tmp_path: Path, require_tool: Callable[[str], str], kind: str
+) -> None:
+    """BUGS 51: strace writes down every sync of the file; the one that failed is the last."""
+    strace = require_tool("strace")
+    pattern, call = FILES[kind]
+    with running(tmp_path, allowed=ENDS) as cluster:
+        leader = cluster.leader()
+        victim = cluster.followers()[0]
+        with Load(cluster, threads=2) as load:
+            load.progress(10)
+            file = next(cluster.data(victim).glob(pattern))
+            # The third: those before it succeed, and those after it would.
+            when = 3 if kind == "log" else 1
+            output = tmp_path / "strace"
+            fault = f"{call}:error=EIO:when={when}"
+            with injected(strace, cluster.processes[victim].pid, fault, output, file):
+                if kind == "hard state":
+                    with contextlib.suppress(redis.RedisError):  # if it was to be the victim
+                        cluster.execute(leader, "RAFT", "TRANSFER")
+                assert cluster.exit_code(victim) == 1
+            load.progress(10)
+            load.stop()
+        syncs = [line for line in output.read_text().splitlines() if "sync(" in line]
+        assert sum("(INJECTED)" in line for line in syncs) == 1, syncs
+        assert "(INJECTED)" in syncs[-1], syncs
+        assert str(file).removesuffix(".tmp") in cluster.log_of(victim)
+        cluster.start(victim)
+        cluster.ready(victim)
+        load.check(cluster)
+        cluster.agree()
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
+def test_a_snapshot_that_cannot_be_synced_ends_the_node_and_never_counts(
+    tmp_path: Path, require_tool: Callable[[str], str], call: str
+) -> None:
+    """The child fails; what it wrote goes, the log stays, and the next start takes another."""
+    strace = require_tool("strace")
+    quiet = {"interval_ms": 600_000}  # nothing else is applied: the file's name is known in advance
+    with running(tmp_path, count=1, allowed=[*ENDS, "snapshot of entry"], rewards=quiet) as cluster:
+        for number in range(12):
+            cluster.execute(1, "SET", f"k:{number}", BIG)
+        file = cluster.data(1) / f"snapshot-{int(cluster.info(1)['applied_index']):016d}.taking.tmp"
+        pid = cluster.processes[1].pid
+        with injected(strace, pid, f"{call}:error=EIO", tmp_path / "strace", file):
+            with contextlib.suppress(redis.RedisError):
+                cluster.client(1).execute_command("RAFT", "SNAPSHOT")
+            assert cluster.exit_code(1) == 1
+        assert "snapshot" in cluster.log_of(1)[cluster.log_of(1).index("fatal in thread") :]
+        assert not list(cluster.data(1).glob("snapshot-*.snap"))
+        cluster.start(1)
+        cluster.ready(1)
+        assert cluster.execute(1, "GET", "k:11") == BIG
+        assert cluster.execute(1, "RAFT", "SNAPSHOT") in (True, "OK")
+        assert not list(cluster.data(1).glob("*.taking.tmp"))

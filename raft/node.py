@@ -4,8 +4,8 @@ Who runs, and who owns what (rule 3: one owner per piece of state):
 
     thread            body                   owns
     raft-worker       raft_node_worker       core, log, hard state, machine, peer sockets, batches
-    election          watch_elections        nothing: sleeps until the published deadline, then start_election;
-                                             the desk, once the worker hangs in a call to its disk
+    election          watch_elections        nothing: sleeps until the published deadline, then start_election
+                                             (and the desk, once the worker hangs in a call to its disk)
     heartbeat         beat                   nothing: posts send_heartbeat at each interval while leading
     ping              ping_nodes             nothing: asks the worker to ping, suspects a silent leader
     client-accept,    ClientServer           the listening socket; clients' sockets and parsers

@@ -25,8 +25,8 @@ class CorruptFileError(StorageError):
         self.reason = reason
         super().__init__(
             f"{file}: damaged at byte {offset}: {reason}. The file was left as it is. Check the disk. If a "
-            f"majority of the other members is healthy, this node gets everything anew from them: RAFT REMOVE "
-            f"its id on one of those, empty its data directory, start it, and RAFT ADD it again. Otherwise "
+            f"majority of the other members is healthy, they give this node everything anew: RAFT REMOVE its "
+            f"id on one of them, empty its data directory, start it, and RAFT ADD it again. Otherwise "
             f"restore the directory from a copy"
         )
 

@@ -5,6 +5,7 @@ Who runs, and who owns what (rule 3: one owner per piece of state):
     thread            body                   owns
     raft-worker       raft_node_worker       core, log, hard state, machine, peer sockets, batches
     election          watch_elections        nothing: sleeps until the published deadline, then start_election
+                                             (and the desk, once the worker hangs in a call to its disk)
     heartbeat         beat                   nothing: posts send_heartbeat at each interval while leading
     ping              ping_nodes             nothing: asks the worker to ping, suspects a silent leader
     client-accept,    ClientServer           the listening socket; clients' sockets and parsers
@@ -37,15 +38,17 @@ from raft.core.messages import AppendEntries, RequestVote
 from raft.core.state import Role
 from raft.runtime.assembly import Parts, open_parts
 from raft.runtime.clock import Clock, SystemClock
+from raft.runtime.disk_watch import DiskWatch, HungDiskError, limit_ms
 from raft.runtime.status_board import StatusBoard
 from raft.status import NodeStatus
+from raft.storage.watched_disk import WatchedDisk
 from raft.transport.node_messages import Ping
 
 log = logging.getLogger(__name__)
 
-HUNG_TURN_MS = 30_000.0  # a worker that is stuck in one turn for this long is ended, not left a zombie
 JOIN_S = 5.0
 CLIENTS_S = 2.0  # how long a stopping node goes on answering what it has taken
+HURRY_S = 0.2  # the same when its disk hangs
 
 
 class RaftNode:
@@ -80,6 +83,8 @@ class RaftNode:
         self._worker_ident: int | None = None
         self._board: StatusBoard | None = None
         self._last_vote_request: RequestVote | None = None
+        self._disk = WatchedDisk()
+        self._abandoned = False  # the disk hangs: nothing may wait for it
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -87,7 +92,9 @@ class RaftNode:
         """Open storage and sockets and start the threads. Raises StorageError, IdentityError, OSError (a port
         is taken). Call once, from any thread."""
         settings = self.settings
-        parts = self._parts = open_parts(self, settings, self.node_id, self.run_id, self._clock, self._rng)
+        parts = self._parts = open_parts(
+            self, settings, self.node_id, self.run_id, self._clock, self._rng, self._disk
+        )
         self._core, self._worker, self._network = parts.core, parts.worker, parts.network
         self._server, self._pings, self._board = parts.server, parts.pings, parts.board
         try:
@@ -122,7 +129,9 @@ class RaftNode:
         self._stopping.set()
         self._election_moved.set()
         parts, self._parts = self._parts, None
-        if parts is not None:
+        if parts is not None and self._abandoned:
+            parts.abandon(HURRY_S)
+        elif parts is not None:
             # Clients first, while the worker can still answer what they have sent.
             parts.server.stop(CLIENTS_S if self.exit_code == 0 else 0.5)
             parts.worker.stop()
@@ -177,17 +186,27 @@ class RaftNode:
     # --- the threads' bodies --------------------------------------------------------------------------
 
     def watch_elections(self) -> None:
-        """Election thread: sleeps until the published deadline has really passed, then start_election()."""
+        """Election thread: sleeps until the published deadline has really passed, then start_election(); and
+        watches over the disk (raft/runtime/disk_watch.py)."""
+        longest_ms = self.settings.raft.election_timeout_ms[1]
+        watch = DiskWatch(self._disk.calls, self._worker.disk_wait, limit_ms(longest_ms))
         while not self._stopping.is_set():
             remaining_ms = self._election_deadline_ms - self._clock.monotonic_ms()
             if remaining_ms <= 0:
                 self.start_election()
                 remaining_ms = float(self.settings.raft.heartbeat_interval_ms)  # the worker sets a new one
-            self._election_moved.wait(min(remaining_ms / 1000, 1.0))
+            self._election_moved.wait(min(remaining_ms, watch.interval_ms) / 1000)
             self._election_moved.clear()
-            busy_since = self._worker.busy_since_ms
-            if busy_since is not None and self._clock.monotonic_ms() - busy_since > HUNG_TURN_MS:
-                raise TimeoutError(f"the disk has not answered for {HUNG_TURN_MS / 1000:.0f} s")
+            hangs = watch.look(self._clock.monotonic_ms())
+            if hangs is not None:
+                self._abandon(hangs)
+
+    def _abandon(self, hangs: str) -> None:
+        """The disk hangs, and so does the worker, perhaps for ever: end without it. Always raises."""
+        self._abandoned = True
+        if self._worker.disk_wait.take():
+            self._worker.answer_all()
+        raise HungDiskError(hangs)
 
     def beat(self) -> None:
         """Heartbeat thread: has the worker send heartbeats when they are due while this node leads."""

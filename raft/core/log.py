@@ -30,6 +30,26 @@ class LogReader(Protocol):
     def entries(self, lo: int, hi: int, max_bytes: int) -> tuple[Entry, ...]: ...
 
 
+class Room(Protocol):
+    """What the disk has left. low: it is full but for a little; who leads should take nothing more.
+    fits: whether these entries, which are to be written next, will find room."""
+
+    @property
+    def low(self) -> bool: ...
+
+    def fits(self, entries: Sequence[Entry]) -> bool: ...
+
+
+class EndlessRoom:
+    """A disk that is never full."""
+
+    low = False
+
+    def fits(self, entries: Sequence[Entry]) -> bool:  # noqa: ARG002 - every entry does
+        """They do."""
+        return True
+
+
 class RaftLog:
     """The whole log as Raft sees it. Owned by the core; not thread-safe.
 
@@ -134,6 +154,13 @@ class RaftLog:
         self.last_index, self.last_term = index, term
         self.run_firsts, self.run_terms = [index], [term]
         self.operations.append(ResetLog(index, term))
+
+    def fits(self, room: Room, entries: Sequence[Entry]) -> bool:
+        """Whether entries will find room behind what is about to be written."""
+        if room.fits(entries):
+            waiting = [each for each in self.operations if isinstance(each, AppendLog)]
+            return not waiting or room.fits([*(e for each in waiting for e in each.entries), *entries])
+        return False
 
     def take_operations(self) -> list[LogOperation]:
         """The operations since the last call, in order; they now belong to the caller."""

@@ -58,6 +58,9 @@ class AppendEntriesResponse(msgspec.Struct, frozen=True, array_like=True, tag="a
     success: the logs agree up to match_index, and all of it is on the follower's disk. Otherwise
     prev_log_index echoes what was refused, and conflict_index (with conflict_term, 0 if the follower's log is
     too short) tells where to try next (paper 5.3, the optimisation at its end).
+
+    full: the follower's disk is: send no entries until it says otherwise. It may have taken fewer than were
+    sent, and match_index says how many.
     """
 
     term: int
@@ -67,6 +70,7 @@ class AppendEntriesResponse(msgspec.Struct, frozen=True, array_like=True, tag="a
     prev_log_index: int = 0
     conflict_index: int = 0
     conflict_term: int = 0
+    full: bool = False
 
 
 class ReadIndexRequest(msgspec.Struct, frozen=True, array_like=True, tag="ri", gc=False):

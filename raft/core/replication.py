@@ -93,6 +93,7 @@ def handle_append_entries_response(core: CoreState, sender: int, response: Appen
         raise ProtocolViolation(f"node {sender} acknowledges what was never sent: {response}")
     progress.last_contact_ms = core.now
     progress.acked_round = max(progress.acked_round, response.round)
+    progress.full = response.full
     if response.success:
         _on_match(core, sender, progress, response.match_index)
     else:
@@ -103,6 +104,11 @@ def _on_match(core: CoreState, peer: int, progress: Progress, match_index: int) 
     if match_index > progress.match_index:
         progress.match_index = match_index
         maybe_commit(core)
+    if progress.full:
+        # What is in flight may have found no room. Heartbeats go on, and one will be answered otherwise.
+        progress.become_probing(progress.match_index + 1)
+        progress.probe_sent = True
+        return
     progress.free_inflight(match_index)
     if progress.probing and match_index >= progress.next_index - 1:
         progress.probing = False
@@ -214,15 +220,21 @@ def check_contiguous(request: AppendEntries) -> None:
 
 
 def append_to_log(core: CoreState, request: AppendEntries) -> AppendEntriesResponse:
-    """AppendEntries, receiver, steps 2 to 5 (paper figure 2): check, truncate on conflict, append, commit."""
+    """AppendEntries, receiver, steps 2 to 5 (paper figure 2): check, truncate on conflict, append, commit.
+
+    On a full disk entries that find no room are not taken: it is as if the message had ended before them.
+    """
     log = core.log
     prev, entries = request.prev_log_index, request.entries
     if prev >= core.commit_index and not log.matches(prev, request.prev_log_term):
         return _refusal(core, request)
-    last_new = prev + len(entries)
+    last_new, full = prev + len(entries), core.room.low
     for position, entry in enumerate(entries):
         if entry.index < log.first_index or log.matches(entry.index, entry.term):
             continue  # already here: never truncated, never written twice (paper 5.3)
+        if not log.fits(core.room, entries[position:]):
+            last_new, full = entry.index - 1, True
+            break
         if entry.index <= log.last_index:
             core.truncate(entry.index)
         core.append(entries[position:])
@@ -231,7 +243,7 @@ def append_to_log(core: CoreState, request: AppendEntries) -> AppendEntriesRespo
     if commit > core.commit_index:
         core.commit(commit)
     match = max(last_new, core.commit_index)
-    return AppendEntriesResponse(core.term, True, match, request.round)
+    return AppendEntriesResponse(core.term, True, match, request.round, full=full)
 
 
 def _refusal(core: CoreState, request: AppendEntries) -> AppendEntriesResponse:
@@ -242,4 +254,4 @@ def _refusal(core: CoreState, request: AppendEntries) -> AppendEntriesResponse:
     else:
         term = log.term(prev)
         where = max(log.first_index_of_term_at(prev), core.commit_index + 1)
-    return AppendEntriesResponse(core.term, False, 0, request.round, prev, where, term)
+    return AppendEntriesResponse(core.term, False, 0, request.round, prev, where, term, core.room.low)

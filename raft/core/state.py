@@ -26,7 +26,7 @@ from enum import Enum
 from raft.core.effects import Effects, HardState
 from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import require
-from raft.core.log import LogReader, RaftLog
+from raft.core.log import EndlessRoom, LogReader, RaftLog, Room
 from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import ReadIndexResponse
 
@@ -72,6 +72,7 @@ class Progress:
     inflight_bytes: int = 0
     acked_round: int = 0
     last_contact_ms: float = 0.0
+    full: bool = False  # its disk is: it gets heartbeats only
     # Learners: a round is over when what the log had at its beginning has arrived (thesis 4.2.1).
     catch_up_to: int = 0
     catch_up_began_ms: float = 0.0
@@ -109,7 +110,11 @@ class PendingRead:
 
 
 class CoreState:
-    """The state of one Raft server (paper figure 2). Changed only by raft/core, on the owner's thread."""
+    """The state of one Raft server (paper figure 2). Changed only by raft/core, on the owner's thread.
+
+    room: what the disk has left; set by the node before the first event."""
+
+    room: Room = EndlessRoom()
 
     def __init__(
         self,
@@ -265,6 +270,14 @@ class CoreState:
             reverse=True,
         )
         return contacts[self.configuration.quorum() - 1]
+
+    def quorum_has_room(self) -> bool:
+        """Leader: whether what it appends can become durable at a majority, as far as full disks go."""
+        return self.configuration.has_quorum(
+            voter
+            for voter in self.configuration.voters
+            if not (self.room.low if voter == self.node_id else self.progress[voter].full)
+        )
 
     def leader_is_alive(self) -> bool:
         """Whether this node has reason to keep its leader (thesis 4.2.3: then it gives no votes)."""

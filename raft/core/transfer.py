@@ -21,10 +21,11 @@ def begin_transfer(core: CoreState, target: int | None) -> str | None:
     candidates = [voter for voter in core.configuration.voters if voter != core.node_id]
     if target is None:
         recent = core.now - core.options.election_timeout_min_ms
-        alive = [voter for voter in candidates if core.progress[voter].last_contact_ms >= recent]
+        peers = ((voter, core.progress[voter]) for voter in candidates)
+        alive = [voter for voter, peer in peers if peer.last_contact_ms >= recent and not peer.full]
         target = max(alive, key=lambda voter: core.progress[voter].match_index, default=None)
         if target is None:
-            return "no other voter answers"
+            return "no other voter answers, and has space on its disk"
     if target == core.node_id:
         return "this node leads already"
     if target not in candidates:

@@ -30,6 +30,7 @@ from raft.runtime.snapshots import Snapshots
 from raft.runtime.status_board import StatusBoard
 from raft.runtime.turns import Turns
 from raft.runtime.worker import Hooks, Worker
+from raft.storage.disk import Disk
 from raft.storage.node_storage import NodeStorage
 from raft.transport.network import PeerNetwork
 
@@ -73,9 +74,22 @@ class Parts:
         self.network.close()
         self.storage.close()
 
+    def abandon(self, clients_s: float) -> None:
+        """The disk hangs: let go of clients and peers, who would otherwise wait as long as it does, and leave
+        the rest to the end of the process. A snapshot's child dies with its parent."""
+        self.server.stop(clients_s)
+        self.worker.stop()
+        self.network.close()
+
 
 def open_parts(
-    owner: Owner, settings: Settings, node_id: int, run_id: str, clock: Clock, rng: random.Random
+    owner: Owner,
+    settings: Settings,
+    node_id: int,
+    run_id: str,
+    clock: Clock,
+    rng: random.Random,
+    disk: Disk | None = None,
 ) -> Parts:
     """Open the data directory and build everything on it. Raises StorageError, IdentityError, ValueError."""
     storage = NodeStorage.open(
@@ -85,6 +99,7 @@ def open_parts(
         founding=servers_of(settings.cluster.nodes),
         fsync=settings.storage.fsync,
         segment_bytes=settings.storage.segment_bytes,
+        disk=disk,
     )
     try:
         return _Builder(owner, settings, node_id, run_id, clock, rng, storage).build()
@@ -127,6 +142,7 @@ class _Builder:
             snapshot_index=snapshot_index,
             later_configurations=storage.log.configurations(),
         )
+        self._core.state.room = storage.log.room
         self._tell_difference()
         self._network = self._new_network()
         self._desk = Desk(

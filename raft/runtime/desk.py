@@ -23,7 +23,7 @@ from raft.runtime.forwarding import Forwarding
 from raft.runtime.load import Load
 from raft.runtime.membership import Membership
 from raft.runtime.proposals import Proposals
-from raft.runtime.reads import Reads
+from raft.runtime.reads import Reads, is_slow
 from raft.runtime.snapshots import is_snapshot_command
 from raft.storage.snapshots import SnapshotStore
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
@@ -76,6 +76,8 @@ class Desk:
         self._hold_ms = core.state.options.election_timeout_max_ms
         self._now = core.state.now
         self._at_ms = 0
+        self.refusal: Error | None = None  # this node leads, but takes no writes: see raft/runtime/space.py
+        self.pass_reads_on = False  # this node's machine falls behind
         self._open = True
 
     def submit(self, batch: Batch) -> bool:
@@ -130,11 +132,13 @@ class Desk:
                 self.control.take(batch, self._now)
             elif state.transfer_target is not None:
                 self._hold(deadline, batch)  # for the next leader
+            elif self.refusal is not None:
+                self._refuse(batch, self.refusal)
             else:
                 self.proposals.add(batch, self._now, self._at_ms)
         elif state.leader_id is None:
             self._hold(deadline, batch)
-        elif batch.writes:
+        elif batch.writes or (self.pass_reads_on and not is_slow(batch)):
             self.forwarding.forward(state.leader_id, batch, deadline, self._now + 2 * self._hold_ms)
         else:
             self.reads.add(batch, deadline)
@@ -147,7 +151,7 @@ class Desk:
     def on_forward(self, sender: int, message: Forward) -> None:
         """A peer forwards its client's commands."""
         takes = self._state.role is Role.LEADER and self._state.transfer_target is None
-        batch = self.forwarding.accept(sender, message, takes)
+        batch = self.forwarding.accept(sender, message, self.refusal if takes else NOT_LEADER)
         if batch is not None and is_control(batch):
             self.control.take(batch, self._now)
         elif batch is not None:

@@ -14,7 +14,7 @@ from raft.clients.batch import Batch
 from raft.core.state import CoreState
 from raft.replies import OK, Error
 from raft.runtime.control import is_control, is_transfer
-from raft.runtime.errors import BUSY, NOT_LEADER, UNKNOWN, UNKNOWN_COMMAND
+from raft.runtime.errors import BUSY, UNKNOWN, UNKNOWN_COMMAND
 from raft.runtime.lanes import Lanes
 from raft.runtime.load import Load
 from raft.runtime.passed import Passed, acceptable, within_a_frame
@@ -111,12 +111,11 @@ class Forwarding:
 
     # --- the leader -----------------------------------------------------------------------------------
 
-    def accept(self, sender: int, message: Forward, takes: bool) -> Batch | None:
-        """A peer's client wants these commands. takes: this node leads and is not handing over. Returns the
-        batch to propose, or for Control, or None after a refusal."""
-        refusal = None
-        if not takes:
-            refusal = NOT_LEADER
+    def accept(self, sender: int, message: Forward, refusal: Error | None) -> Batch | None:
+        """A peer's client wants these commands. refusal: why this node takes none now. Returns the batch to
+        propose, or for Control, or None after a refusal."""
+        if refusal is not None:
+            pass
         elif not acceptable(message):
             refusal = UNKNOWN_COMMAND
         elif not self._load.take(len(message.commands)):

@@ -20,7 +20,7 @@ from raft.clients.batch import Batch
 from raft.core.state import CoreState
 from raft.machine.sessions import MAX_NAME_BYTES
 from raft.replies import Error
-from raft.runtime.errors import NOT_TAKEN, STOPPING, UNKNOWN
+from raft.runtime.errors import NO_SPACE, NOT_TAKEN, STOPPING, UNKNOWN
 from raft.runtime.load import Load
 from raft.runtime.passed import MAX_COMMANDS, Passed
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
@@ -214,7 +214,7 @@ class Lanes:
         if expired:
             lane.name, lane.number = self._new_name(), 0
             self._queue.extendleft(reversed(waiting))
-        elif error.startswith("CLUSTERDOWN"):
+        elif error.startswith("CLUSTERDOWN") and error != NO_SPACE:
             self._hold_all(waiting)  # a new leader may still come in time
         elif len(waiting) > 1 and not error.startswith("BUSY"):
             self._queue.extendleft(each._replace(alone=True) for each in reversed(waiting))

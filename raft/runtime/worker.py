@@ -25,11 +25,13 @@ from raft.runtime.agreement import Agreement
 from raft.runtime.applier import Applier
 from raft.runtime.clock import Clock, LogClock
 from raft.runtime.desk import Desk
+from raft.runtime.disk_watch import DiskWait, HungDiskError
 from raft.runtime.feed import Feed
 from raft.runtime.founding import peer_addresses
 from raft.runtime.installs import Installs
 from raft.runtime.pings import PingBoard
 from raft.runtime.snapshots import Snapshots
+from raft.runtime.space import Space
 from raft.runtime.turns import Turns
 from raft.storage.errors import DiskFullError
 from raft.storage.node_storage import NodeStorage
@@ -102,8 +104,9 @@ class Worker:
         self.stopping = False
         self.now = core.state.now
         self.at_ms = 0  # what this turn's entries are stamped with
-        self.busy_since_ms: float | None = None  # monotonic: waits for its disk since; for the watchdog
         self._belonged = core.state.committed_configuration.has(core.state.node_id)
+        self.disk_wait = DiskWait()
+        self.space = Space(core, desk)
         self._posted: deque[Posted] = deque()
         self._next_expiry_check_ms = 0.0
         self._seen: tuple[Role, int, int | None] = (Role.FOLLOWER, core.state.term, None)
@@ -128,17 +131,31 @@ class Worker:
     # --- the loop -------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Turn until stop(). Any exception means that the node must stop."""
+        """Turn until stop(). Any exception means that the node must stop; its clients hear so."""
         try:
             while not self.stopping:
                 received = self.network.poll(self._wait_s())
                 self.turn(received)
+        except HungDiskError:
+            raise  # what this thread owned is another's now
+        except BaseException:
+            self.answer_all()
+            raise
         finally:
             self.agreement.close()
         self.desk.close()
         self.snapshots.close()
         self.installs.close()
         self.network.flush()
+
+    def answer_all(self) -> None:
+        """The node ends at once: every client hears that it does, INDETERMINATE for what is in the log. For
+        the worker, or who has taken disk_wait."""
+        try:
+            self.desk.close()
+            self.network.flush()
+        except Exception:
+            log.exception("not every client could be answered")
 
     def turn(self, received: list[tuple[int, PeerMessage]]) -> None:
         """One turn: events in, effects out, answers."""
@@ -159,8 +176,11 @@ class Worker:
         self.core.tick(now)
         self.installs.advance(now)
         self._notice_role(now, at_ms)
+        self.space.advance(now)
         self.desk.take_batches()
-        if self.core.state.role is Role.LEADER and self.core.state.transfer_target is None:
+        if self.space.blocked:
+            self.turns.excuse()
+        elif self.core.state.role is Role.LEADER and self.core.state.transfer_target is None:
             self._lead(now, at_ms)
         self.desk.flush()
         self._carry_out_all(now)
@@ -182,9 +202,8 @@ class Worker:
         for batch in self.desk.take_snapshot_requests():
             self.snapshots.request(batch)
         if not self.installs.loading:
-            self.busy_since_ms = self.clock.monotonic_ms()
-            self.snapshots.advance(now)
-            self.busy_since_ms = None
+            with self.disk_wait:
+                self.snapshots.advance(now)
 
     def _wait_s(self) -> float:
         if self.applier.behind or self.desk.reads.unfinished:
@@ -283,8 +302,6 @@ class Worker:
 
     def _carry_out(self, effects: Effects) -> None:
         """One turn's effects in the order that makes them safe: raft/core/effects.py."""
-        if effects.hard_state is not None or effects.log:
-            self.busy_since_ms = self.clock.monotonic_ms()
         if effects.hard_state is not None:
             self._outlast_full_disk(partial(self.storage.save_hard_state, effects.hard_state))
         for news in effects.news:
@@ -296,7 +313,6 @@ class Worker:
             self.network.flush()
         if effects.log:
             self._write_log(effects)
-        self.busy_since_ms = None
         for peer, message in effects.messages:
             if isinstance(message, RequestVote):
                 self.hooks.send_request_vote_request(peer, message)
@@ -328,13 +344,16 @@ class Worker:
     def _write_log(self, effects: Effects) -> None:
         stored = self.storage.log
         for operation in effects.log:
-            if isinstance(operation, TruncateLog):
-                stored.truncate_suffix(operation.from_index)
-            elif isinstance(operation, AppendLog):
+            if isinstance(operation, AppendLog):
                 self._outlast_full_disk(partial(stored.append, operation.entries))
-            else:
-                stored.reset(operation.index, operation.term)
-        stored.sync()
+                continue
+            with self.disk_wait:
+                if isinstance(operation, TruncateLog):
+                    stored.truncate_suffix(operation.from_index)
+                else:
+                    stored.reset(operation.index, operation.term)
+        with self.disk_wait:
+            stored.sync()
 
     def _outlast_full_disk(self, write: Callable[[], None]) -> None:
         """Write, waiting out a full disk, the one error to outlive: nothing was promised to anyone yet.
@@ -344,7 +363,8 @@ class Worker:
         told, since_ms = False, self.clock.monotonic_ms()
         while True:
             try:
-                write()
+                with self.disk_wait:
+                    write()
                 break
             except DiskFullError as error:
                 if self.stopping:
@@ -352,11 +372,9 @@ class Worker:
                 if not told:
                     log.error("%s; waiting for space: free some on this disk, nothing is lost", error)
                     told = True
-                self.busy_since_ms = None  # waiting is not hanging
                 time.sleep(DISK_FULL_RETRY_S)
                 now = self.clock.monotonic_ms()
                 self.desk.wait_out(now, now - since_ms)
                 self.network.flush()
         if told:
-            self.busy_since_ms = self.clock.monotonic_ms()
             log.warning("there is space on the disk again: going on")

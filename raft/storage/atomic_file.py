@@ -9,17 +9,17 @@ from raft.storage.disk import Disk, is_full, write_all
 from raft.storage.errors import DiskFullError, StorageError
 
 
-def replace_file(disk: Disk, path: Path, content: bytes) -> None:
+def replace_file(disk: Disk, path: Path, content: bytes, *, reserved: bool = False) -> None:
     """Write a new file beside it, fsync, rename over the old one, fsync the directory.
+
+    reserved: reserve_file() has made that file, and nothing was written to it since: it takes no space more.
 
     Raises DiskFullError (the old content is still in force) or StorageError (before the rename the old one
     is; a failed directory fsync leaves it unknown which one a power loss would bring back).
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            disk.unlink(temporary)  # never write on in a file whose fsync may have failed
-        fd = disk.open(temporary, create=True)
+        fd = disk.open(temporary) if reserved else _new(disk, temporary)
         try:
             write_all(disk, fd, content, 0)
             disk.fsync(fd)
@@ -34,6 +34,26 @@ def replace_file(disk: Disk, path: Path, content: bytes) -> None:
         disk.fsync_dir(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot fsync its directory: {error}") from error
+
+
+def reserve_file(disk: Disk, path: Path, size: int) -> bool:
+    """Make the file that the next replace_file() writes, with room for its content: that one then works on a
+    full disk, too. Returns whether there was space; whatever else is wrong replace_file() finds out."""
+    try:
+        fd = _new(disk, path.with_name(path.name + ".tmp"))
+        try:
+            write_all(disk, fd, bytes(size), 0)
+        finally:
+            disk.close(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _new(disk: Disk, path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(path)  # never write on in a file whose fsync may have failed
+    return disk.open(path, create=True)
 
 
 def read_file(disk: Disk, path: Path, max_bytes: int) -> bytes | None:

@@ -75,6 +75,14 @@ class Disk:
         """Make one directory, for the owner only; durable only after fsync_dir of its parent."""
         directory.mkdir(mode=0o700)
 
+    def free_bytes(self, directory: Path) -> int:
+        """How much may still be written there, as far as the file system tells (quotas it does not)."""
+        try:
+            there = os.statvfs(directory)
+        except OSError:
+            return 1 << 62
+        return there.f_bavail * there.f_frsize
+
     def fsync_dir(self, directory: Path) -> None:
         """Make the creations, renames and removals in a directory durable."""
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -24,9 +24,10 @@ class CorruptFileError(StorageError):
         self.offset = offset
         self.reason = reason
         super().__init__(
-            f"{file}: damaged at byte {offset}: {reason}. The file was left as it is. If a majority of the "
-            f"other members is healthy, check the disk, take this node out of the cluster, empty its data "
-            f"directory and let it join again as a new member; otherwise restore the directory from a backup"
+            f"{file}: damaged at byte {offset}: {reason}. The file was left as it is. Check the disk. If a "
+            f"majority of the other members is healthy, they give this node everything anew: RAFT REMOVE its "
+            f"id on one of them, empty its data directory, start it, and RAFT ADD it again. Otherwise "
+            f"restore the directory from a copy"
         )
 
 

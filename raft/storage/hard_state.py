@@ -20,7 +20,7 @@ import google_crc32c
 
 from raft.core.effects import HardState
 from raft.core.invariants import require
-from raft.storage.atomic_file import read_file, replace_file
+from raft.storage.atomic_file import read_file, replace_file, reserve_file
 from raft.storage.disk import Disk
 from raft.storage.errors import DiskFullError, FormatVersionError, StorageError
 
@@ -58,18 +58,22 @@ def decode_hard_state(content: bytes, file: Path) -> HardState:
 
 
 class HardStateFile:
-    """The file and the value it holds. Owned by the raft worker."""
+    """The file and the value it holds. Owned by the raft worker.
+
+    The next file is there before it is needed, so that a node can vote while its disk is full."""
 
     def __init__(self, directory: Path, disk: Disk | None = None) -> None:
         self.path = directory / NAME
         self._disk = disk or Disk()
         self._failure: StorageError | None = None
+        self._reserved = False
         self.state = HardState(0, None)
 
     def load(self) -> HardState:
         """Read the file; HardState(0, None) if there is none. Raises StorageError if it cannot be trusted."""
         content = read_file(self._disk, self.path, 4096)
         self.state = HardState(0, None) if content is None else decode_hard_state(content, self.path)
+        self._reserved = reserve_file(self._disk, self.path, _LAYOUT.size)
         return self.state
 
     def save(self, state: HardState) -> None:
@@ -84,11 +88,13 @@ class HardStateFile:
         require(state.term >= old.term, f"{self.path}: term {state.term} after term {old.term}")
         kept = state.term > old.term or old.voted_for is None or state.voted_for == old.voted_for
         require(kept, f"{self.path}: vote {state.voted_for} after {old.voted_for} in term {old.term}")
+        reserved, self._reserved = self._reserved, False
         try:
-            replace_file(self._disk, self.path, encode_hard_state(state))
+            replace_file(self._disk, self.path, encode_hard_state(state), reserved=reserved)
         except DiskFullError:
             raise
         except StorageError as error:
             self._failure = error
             raise
         self.state = state
+        self._reserved = reserve_file(self._disk, self.path, _LAYOUT.size)

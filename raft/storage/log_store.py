@@ -18,6 +18,7 @@ from raft.storage.outline import Outline
 from raft.storage.preparer import SegmentPreparer
 from raft.storage.record import HEADER_SIZE, RECORD_OVERHEAD, encode_records, record_size
 from raft.storage.recovery import Recovered, Recovery, remove_all
+from raft.storage.room import LogRoom
 from raft.storage.segment_reader import SegmentReader
 from raft.storage.segments import NewFile, Segment
 
@@ -59,6 +60,7 @@ class LogStore:
         self._failure: StorageError | None = None
         self._preparer: SegmentPreparer | None = None
         self._reader = SegmentReader(disk)
+        self.room = LogRoom(self._segments, None, segment_bytes)
         self.torn_tail = recovered.torn  # what was cut when the log was opened, for people
 
     @classmethod
@@ -96,6 +98,7 @@ class LogStore:
         )
         if prepare_ahead:
             store._preparer = SegmentPreparer(disk, directory, segment_bytes)
+        store.room = LogRoom(store._segments, store._preparer, segment_bytes)
         return store
 
     @property

@@ -1,4 +1,8 @@
-"""The segment preparer: a thread that keeps one zero-filled file ready, for the worker to rename."""
+"""The segment preparer: a thread that keeps one zero-filled file ready, for the worker to rename.
+
+It is the first to learn that the disk is full: what the log has left then is the rest of its last file. So
+the node stops taking entries before one of them finds no room, and tries on until there is space again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,10 @@ from raft.storage.disk import Disk, is_full
 from raft.storage.errors import StorageError
 from raft.storage.segments import NewFile, discard, new_file
 
+SPARE_BYTES = 1 << 20  # left to the rest of the node, above all to its hard state
+RETRY_S = 0.2
+COSTLY_RETRY_S = 5.0  # after a try that wrote until it failed (a quota, say)
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,7 +25,8 @@ class SegmentPreparer:
     """Makes files ahead of use. take() and close() belong to the log store's thread.
 
     failure: None, or the StorageError that ended the preparer; the store looks at it before every append
-    and sync. A full disk is not a failure: the next take() finds nothing and starts another try.
+    and sync. full: the disk has no room for another file. That is no failure: take() finds nothing, and the
+    thread tries again now and then.
     """
 
     def __init__(self, disk: Disk, directory: Path, size: int) -> None:
@@ -30,6 +39,8 @@ class SegmentPreparer:
         self._stopping = False
         self._count = 0
         self.failure: StorageError | None = None
+        self.full = self._is_full()  # any thread may look
+        self._retry_s = RETRY_S
         self._thread = threading.Thread(target=self._run, name="segment-preparer", daemon=True)
         self._thread.start()
 
@@ -65,6 +76,7 @@ class SegmentPreparer:
                 file = self._make()
                 with self._changed:
                     self._ready = file
+                    self.full = file is None
                     self._wanted = False
                     self._changed.notify_all()
         except BaseException as error:  # whatever it is, the worker must hear of it
@@ -77,10 +89,15 @@ class SegmentPreparer:
     def _wait_for_work(self) -> bool:
         with self._changed:
             while not self._stopping and not self._wanted:
-                self._changed.wait()
+                if not self._changed.wait(self._retry_s if self.full else None):
+                    break
             return not self._stopping
 
     def _make(self) -> NewFile | None:
+        if self._is_full():
+            self._say_full(f"{self._directory}: less than {self._size + SPARE_BYTES} bytes are free")
+            self._retry_s = RETRY_S
+            return None
         self._count += 1
         path = self._directory / f"prealloc-{self._count}.tmp"
         try:
@@ -88,5 +105,13 @@ class SegmentPreparer:
         except OSError as error:
             if not is_full(error):
                 raise
-            logger.warning("%s: no space for the next log segment: %s", path, error)
+            self._say_full(f"{path}: {error}")
+            self._retry_s = COSTLY_RETRY_S
             return None
+
+    def _is_full(self) -> bool:
+        return self._disk.free_bytes(self._directory) < self._size + SPARE_BYTES
+
+    def _say_full(self, why: str) -> None:
+        if not self.full:
+            logger.warning("no space for the next log segment: %s", why)

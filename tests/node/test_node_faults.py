@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, eventually, running
-from node_support import LIMIT_S, REFUSED, Load, ask_all, word
+from cluster import eventually, running
+from node_support import LIMIT_S, Load, ask_all, word
 
 pytestmark = pytest.mark.process
 
@@ -128,105 +126,3 @@ def small_disk(where: Path, size: str) -> Iterator[Callable[[str], None]]:
         yield resize
     finally:
         subprocess.run(["umount", "-l", where], check=True)
-
-
-def fill(cluster: Cluster, through: int, victim: int) -> None:
-    """Write until the victim's disk is full: about one log segment."""
-    for number in range(600):
-        cluster.execute(through, "SET", f"fill:{number % 10}", "x" * 200_000)
-        if "waiting for space" in cluster.log_of(victim):
-            return
-    raise AssertionError("the disk never became full")
-
-
-IMPATIENT = (
-    "-c",
-    "import sys, runpy, raft.node; raft.node.HUNG_TURN_MS = 1500.0; sys.argv[0] = 'super_node.py';"
-    "runpy.run_path('super_node.py', run_name='__main__')",
-)
-FULL = ["waiting for space", "disk is full"]
-
-
-def test_a_follower_with_a_full_disk_waits_and_recovers(tmp_path: Path) -> None:
-    """BUGS 46, 47. Its clients are answered meanwhile, the cluster goes on, and the watchdog over a hanging
-    disk (here after 1.5 s instead of 30) lets it live."""
-    with small_disk(tmp_path / "data" / "node-1", "20m") as resize:
-        with running(tmp_path, allowed=FULL) as cluster:
-            cluster.kill(1, sig=signal.SIGTERM)  # so that it does not lead
-            cluster.leader()
-            cluster.start(1, program=IMPATIENT)
-            cluster.ready(1)
-            others = [2, 3]
-            cluster.leader()
-            if cluster.leader() == 1:
-                pytest.fail("a node that came later leads")
-            fill(cluster, 2, 1)
-            full_since = time.monotonic()
-            answers = ask_all(
-                [(cluster.client_ports[1], w) for w in (("SET", "a", 1), ("GET", "a"), ("PING",))], 10
-            )
-            assert all(seconds < LIMIT_S for _, seconds in answers), answers
-            for node in others:
-                assert cluster.execute(node, "SET", "during", node)
-            remaining = full_since + 3.0 - time.monotonic()
-            with pytest.raises(subprocess.TimeoutExpired):
-                cluster.processes[1].wait(remaining)
-            resize("80m")
-            cluster.agree()
-            assert cluster.execute(1, "GET", "during") == "3"
-            assert "there is space on the disk again" in cluster.log_of(1)
-        assert cluster.processes[1].poll() is not None
-
-
-def test_a_leader_with_a_full_disk_is_replaced(tmp_path: Path) -> None:
-    with (
-        small_disk(tmp_path / "data" / "node-1", "20m") as resize,
-        running(tmp_path, allowed=FULL) as cluster,
-    ):
-        for _ in range(20):
-            if (leader := cluster.leader()) == 1:
-                break
-            cluster.kill(leader, sig=signal.SIGTERM)
-            cluster.leader()
-            cluster.start(leader)
-            cluster.ready(leader)
-        assert cluster.leader() == 1
-        for _ in range(600):
-            reply = ask_all([(cluster.client_ports[1], ("SET", "f", "x" * 200_000))], 10)[0][0]
-            if "waiting for space" in cluster.log_of(1):
-                break
-            assert word(reply) in {"ok", *REFUSED}
-        assert "waiting for space" in cluster.log_of(1)
-        assert cluster.execute(2, "SET", "after", "full") and cluster.execute(3, "GET", "after") == "full"
-        resize("80m")
-        cluster.agree()
-        assert cluster.execute(1, "GET", "after") == "full"
-
-
-def test_a_full_disk_at_an_election_is_waited_out(tmp_path: Path) -> None:
-    """Term and vote find no space: nothing was promised, so the node waits, as for the log."""
-    disk = small_disk(tmp_path / "data" / "node-1", "60m")
-    with disk as resize, running(tmp_path, allowed=[*FULL, "No space|no space"]) as cluster:
-        for _ in range(20):
-            if cluster.leader() != 1:
-                break
-            cluster.kill(1, sig=signal.SIGTERM)
-            cluster.leader()
-            cluster.start(1)
-            cluster.ready(1)
-        leader = cluster.leader()
-        ballast = tmp_path / "data" / "node-1" / "ballast"
-        with ballast.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                pass
-        cluster.kill(leader)
-        eventually(lambda: "hard-state: the disk is full" in cluster.log_of(1), 20, "the disk being full")
-        assert cluster.processes[1].poll() is None, "the node gave up"
-        resize("100m")
-        assert cluster.execute(1, "SET", "later", "yes")
-        cluster.start(leader)
-        cluster.ready(leader)
-        cluster.agree()

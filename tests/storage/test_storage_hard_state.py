@@ -48,7 +48,7 @@ def test_on_a_real_disk(tmp_path: Path) -> None:
     for state in (HardState(1, None), HardState(1, 2), HardState(7, 3)):
         file.save(state)
         assert HardStateFile(tmp_path).load() == state
-    assert [path.name for path in tmp_path.iterdir()] == ["hard-state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hard-state", "hard-state.tmp"]
 
 
 @pytest.mark.parametrize("wrong", [HardState(2, 1), HardState(0, None), HardState(3, 2), HardState(3, None)])
@@ -63,12 +63,13 @@ def test_a_lower_term_or_another_vote_in_the_term_is_refused(wrong: HardState) -
 def test_the_file_is_fsynced_then_renamed_then_the_directory_fsynced() -> None:
     disk = make_disk()
     saved(disk, HardState(1, 1))
-    assert disk.calls[-5:] == [
-        "create hard-state.tmp",
+    assert disk.calls[-6:] == [
         "pwrite hard-state.tmp",
         "fsync hard-state.tmp",
         "rename hard-state",
         "fsync_dir data",
+        "create hard-state.tmp",  # for the next one
+        "pwrite hard-state.tmp",
     ]
 
 
@@ -151,10 +152,37 @@ def test_impossible_content_is_refused(offset: int, value: int) -> None:
         decode_hard_state(with_checksum(bytes(content)), PATH)
 
 
+def test_a_vote_is_stored_while_the_disk_is_full() -> None:
+    """Once: its file is there already. The next one finds room again in the old state's."""
+    disk = make_disk()
+    file = saved(disk, HardState(3, 1))
+    fault = disk.fail("create", errno.ENOSPC)
+    file.save(HardState(4, 2))
+    for after in disk.power_loss_choices(seed=1):
+        assert load(after) == HardState(4, 2)
+    with pytest.raises(DiskFullError):
+        file.save(HardState(5, 2))
+    disk.faults.remove(fault)
+    file.save(HardState(5, 2))
+    for after in disk.power_loss_choices(seed=1):
+        assert load(after) == HardState(5, 2)
+
+
+def test_a_reserved_file_of_an_earlier_run_is_not_written_on() -> None:
+    """Its fsync may have failed then: the kernel would call its pages clean for ever."""
+    disk = make_disk()
+    saved(disk, HardState(3, 1))
+    inode = disk.names[DIRECTORY / "hard-state.tmp"]
+    HardStateFile(DIRECTORY, disk).load()
+    assert disk.names[DIRECTORY / "hard-state.tmp"] is not inode
+
+
 @pytest.mark.parametrize("call", ["create", "pwrite", "fsync"])
 def test_a_full_disk_keeps_the_old_state_and_is_outlived(call: str) -> None:
     disk = make_disk()
+    reserves = disk.fail("create", errno.ENOSPC, skip=1)
     file = saved(disk, HardState(3, 1))
+    disk.faults.remove(reserves)
     fault = disk.fail(call, errno.ENOSPC, name=".tmp")
     with pytest.raises(DiskFullError):
         file.save(HardState(4, 2))

@@ -51,6 +51,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     storage.close()
     assert sorted(path.name for path in directory.iterdir()) == [
         "hard-state",
+        "hard-state.tmp",  # reserved for the next vote
         "identity.json",
         "lock",
         "log-0000000000000001.seg",

@@ -341,7 +341,8 @@ def test_everything_is_durable_before_it_has_its_name(
 
     def rename(old: Path, new: Path) -> None:
         if Path(new).name.startswith("node-"):
-            assert dirty == set()
+            # What is reserved for the next vote says nothing yet.
+            assert {path for path in dirty if not path.endswith("/hard-state.tmp")} == set()
             events.append(f"rename {Path(new).name}")
         real(old, new)
 

@@ -1,4 +1,4 @@
-"""Faults on a real cluster: python -m tests.chaos --minutes 5 [--nodes 3|5] [--seed S] [--faults kill,network …]."""
+"""Faults on a real cluster: python -m tests.chaos --minutes 5 [--nodes 3|5] [--seed S] [--faults network,…]."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def _arguments() -> tuple[Options, bool]:
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     directory = given.keep or Path(tempfile.mkdtemp(prefix=f"super-node-chaos-{seed}-"))
     options = Options(
-        directory=directory.resolve(), seconds=given.minutes * 60, seed=seed, nodes=given.nodes, kinds=tuple(kinds),
-        clients=given.clients, round_s=given.round, mongo=not given.no_mongo, loopback=given.loopback,
+        directory=directory.resolve(), seconds=given.minutes * 60, seed=seed, nodes=given.nodes,
+        kinds=tuple(kinds), clients=given.clients, round_s=given.round, mongo=not given.no_mongo, loopback=given.loopback,
     )  # fmt: skip
     print(f"seed {seed}, {given.nodes} nodes, {given.minutes:g} minutes: {', '.join(kinds)}", flush=True)
     return options, given.keep is not None
@@ -85,7 +85,8 @@ def told(options: Options, report: Report, seconds: float) -> str:
         f"{seconds:.0f} s, seed {options.seed}, {options.nodes} nodes, {report.rounds} rounds",
         "operations: " + ", ".join(f"{count} {outcome}" for outcome, count in report.operations.items()),
         "faults: " + ", ".join(f"{count} {kind}" for kind, count in report.faults.items()),
-        f"keys judged: {report.keys}, longest search {report.longest_search} steps; {report.intervals} intervals",
+        f"keys judged: {report.keys}, longest search {report.longest_search} steps",
+        f"reward intervals: {report.intervals}; requests without an answer: {report.silences}",
     ]
     if recoveries:
         middle, worst = recoveries[len(recoveries) // 2], recoveries[-1]

@@ -147,8 +147,9 @@ class ChaosCluster(Cluster):
 
     def words_to_add(self, node: int) -> list[Any]:
         """RAFT ADD for a node that has its place."""
-        return ["RAFT", "ADD", *(self.addresses[node][k] for k in
-                                 ("id", "host", "raft_port", "client_port", "http_port")), "AUTO"]  # fmt: skip
+        address = self.addresses[node]
+        keys = ("id", "host", "raft_port", "client_port", "http_port")
+        return ["RAFT", "ADD", *(address[key] for key in keys), "AUTO"]
 
     def forget(self, node: int) -> None:
         """The node was removed: end it; its logs stay."""
@@ -208,7 +209,7 @@ class ChaosCluster(Cluster):
             found = dict(re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.MULTILINE))
             usage.rss_mb = max(usage.rss_mb, int(found.get("VmRSS", 0)) / 1024)
             usage.threads = max(usage.threads, int(found.get("Threads", 0)))
-            usage.descriptors = max(usage.descriptors, len(os.listdir(f"/proc/{pid}/fd")))
+            usage.descriptors = max(usage.descriptors, len(list(Path(f"/proc/{pid}/fd").iterdir())))
 
     def excesses(self) -> list[str]:
         """Nodes that took more than they may."""

@@ -152,7 +152,7 @@ class _Search:
         return self._violation()
 
     def _been_here(self, base: int, mask: int, state: Any, used: _Used) -> bool:
-        """Whether this place was reached before with no more of the optional operations used; else note it."""
+        """Whether this place was reached before with no more of the optional ones used; else note it."""
         ways = self.seen.setdefault((base, mask, state), [])
         if any(all(a <= b for a, b in zip(way, used, strict=True)) for way in ways):
             return True

@@ -200,9 +200,7 @@ class Run:
         took = self._time_to_write()
         self.report.recoveries_s.append(took)
         if took > RECOVERY_S:
-            self._violation(
-                f"writes were acknowledged only {took:.1f} s after healing (limit {RECOVERY_S} s)"
-            )
+            self._violation(f"first write acknowledged {took:.1f} s after healing (limit {RECOVERY_S} s)")
         self.cluster.answering()
         members.settle(self.scene)
         self.cluster.look()

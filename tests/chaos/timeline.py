@@ -1,7 +1,7 @@
 """A run as one picture: who led when, which faults there were, what became of the clients' operations.
 
-One self-contained HTML file with an SVG in it, no script, no outside assets. Time goes from left to right; pointing at
-anything tells what it is.
+One self-contained HTML file with an SVG in it, no script, no outside assets. Time goes from left to right;
+pointing at anything tells what it is.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class _Picture:
     ) -> None:
         width = max(self._x(b) - self._x(a), 1.0)
         self._parts.append(
-            f'<rect x="{self._x(a):.1f}" y="{y}" width="{width:.1f}" height="{height}" fill="{colour}" {more}>'
+            f'<rect x="{self._x(a):.1f}" y="{y}" width="{width:.1f}" height="{height}" '
+            f'fill="{colour}" {more}>'
             f"<title>{escape(title)}</title></rect>"
         )
 
@@ -139,7 +140,7 @@ class _Picture:
         self._y = top + max(1, len(free)) * 18 + 8
 
     def clients(self, operations: Sequence[Operation]) -> None:
-        """A row for each client, a tick for each operation. Of very many the answered ones are thinned out."""
+        """A row for each client, a tick for each operation. Of very many answered ones only some."""
         step = max(1, len(operations) // SHOWN_OPERATIONS)
         rows: dict[str, list[Operation]] = {}
         for number, o in enumerate(operations):

@@ -1,4 +1,4 @@
-"""Faults on a real cluster: python -m tests.chaos --minutes 5 [--nodes 3|5] [--seed S] [--faults network,…]."""
+"""Faults on a real cluster: python -m tests.chaos --minutes 5 [--nodes 3|5] [--seed S] [--faults disk,…]."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _arguments() -> tuple[Options, bool]:
         help=f"comma between them; groups {', '.join(GROUPS)}; kinds {', '.join(KINDS)}",
     )
     parser.add_argument("--round", type=float, default=20.0, metavar="S", help="seconds of faults in a round")
-    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--no-mongo", action="store_true", help="without MongoDB")
     parser.add_argument("--loopback", action="store_true", help="proxies instead of network namespaces")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="keep everything there")
@@ -72,7 +72,8 @@ def _arguments() -> tuple[Options, bool]:
     directory = given.keep or Path(tempfile.mkdtemp(prefix=f"super-node-chaos-{seed}-"))
     options = Options(
         directory=directory.resolve(), seconds=given.minutes * 60, seed=seed, nodes=given.nodes,
-        kinds=tuple(kinds), clients=given.clients, round_s=given.round, mongo=not given.no_mongo, loopback=given.loopback,
+        kinds=tuple(kinds), clients=given.clients, round_s=given.round, mongo=not given.no_mongo,
+        loopback=given.loopback,
     )  # fmt: skip
     print(f"seed {seed}, {given.nodes} nodes, {given.minutes:g} minutes: {', '.join(kinds)}", flush=True)
     return options, given.keep is not None

@@ -86,7 +86,7 @@ class Planned:
     kind: str
 
 
-def plan(rng: random.Random, kinds: list[str], seconds: float, together: int = 3) -> list[Planned]:
+def plan(rng: random.Random, kinds: list[str], seconds: float, together: int = 4) -> list[Planned]:
     """The schedule of one round: each kind in turn in a shuffled order, at most `together` at a time."""
     usable = [kind for kind in kinds if kind not in CALM]
     found: list[Planned] = []
@@ -99,7 +99,7 @@ def plan(rng: random.Random, kinds: list[str], seconds: float, together: int = 3
             kind = order.pop()
             lasts = rng.uniform(*KINDS[kind].lasts)
             found.append(Planned(at, min(lasts, max(0.2, seconds - at)), kind))
-        at += rng.uniform(0.2, 1.8)
+        at += rng.uniform(0.1, 1.3)
     return found
 
 

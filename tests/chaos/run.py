@@ -46,10 +46,10 @@ class Options:
     seed: int
     nodes: int = 3
     kinds: tuple[str, ...] = ()
-    clients: int = 8
+    clients: int = 10
     followers: int = 3
     round_s: float = 20.0
-    rate_pause_s: float = 0.03
+    rate_pause_s: float = 0.015
     mongo: bool = True
     loopback: bool = False
 

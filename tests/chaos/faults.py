@@ -17,7 +17,7 @@ from pathlib import Path
 import redis
 
 from database.embedded import EmbeddedServer
-from tests.chaos.cluster import ChaosCluster
+from tests.chaos.nodes import ChaosCluster
 from tests.chaos.network import Network
 from tests.chaos.proxy import Link
 

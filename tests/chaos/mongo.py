@@ -10,7 +10,7 @@ import redis
 
 from database.client import new_client
 from database.embedded import EmbeddedServer
-from tests.chaos.cluster import ChaosCluster
+from tests.chaos.nodes import ChaosCluster
 from tests.chaos.followers import Book
 from tests.node.cluster import eventually
 

@@ -22,7 +22,7 @@ import redis
 from database.embedded import EmbeddedServer
 from tests.chaos import members
 from tests.chaos.clients import Client, Findings, Link, LostError, NotSentError, Targets, Worker, code_of
-from tests.chaos.cluster import ELECTION_S, ChaosCluster
+from tests.chaos.nodes import ELECTION_S, ChaosCluster
 from tests.chaos.faults import Scene
 from tests.chaos.followers import Follower, check_book, flat
 from tests.chaos.history import FAILED, OK, UNKNOWN, History, Operation

@@ -17,8 +17,8 @@ from pathlib import Path
 import redis
 
 from database.embedded import EmbeddedServer
-from tests.chaos.nodes import ChaosCluster
 from tests.chaos.network import Network
+from tests.chaos.nodes import ChaosCluster
 from tests.chaos.proxy import Link
 
 

@@ -10,8 +10,8 @@ import redis
 
 from database.client import new_client
 from database.embedded import EmbeddedServer
-from tests.chaos.nodes import ChaosCluster
 from tests.chaos.followers import Book
+from tests.chaos.nodes import ChaosCluster
 from tests.node.cluster import eventually
 
 DATABASE = "super_node"

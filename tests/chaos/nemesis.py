@@ -45,7 +45,13 @@ GROUPS = {
 NEEDS = {"eio": "strace", "hang": "strace", "full": "mount"}
 # What the logs may say when such a fault was there.
 EXPECTED = {
-    "eio": ("fatal in thread", "stopped by a fatal fault", "thread .* failed", "fsync failed", "preparer failed"),
+    "eio": (
+        "fatal in thread",
+        "stopped by a fatal fault",
+        "thread .* failed",
+        "fsync failed",
+        "preparer failed",
+    ),
     "hang": ("fatal in thread", "stopped by a fatal fault"),
     "full": ("waiting for space", "disk is full", "[Nn]o space"),
     "rot": ("cannot start: ", "damaged", "data directory", "refuses this node"),

@@ -22,7 +22,6 @@ import redis
 from database.embedded import EmbeddedServer
 from tests.chaos import members
 from tests.chaos.clients import Client, Findings, Link, LostError, NotSentError, Targets, Worker, code_of
-from tests.chaos.nodes import ELECTION_S, ChaosCluster
 from tests.chaos.faults import Scene
 from tests.chaos.followers import Follower, check_book, flat
 from tests.chaos.history import FAILED, OK, UNKNOWN, History, Operation
@@ -30,6 +29,7 @@ from tests.chaos.linearizability import LINEARIZABLE, check
 from tests.chaos.mongo import check_mongo
 from tests.chaos.nemesis import CALM, EXCUSES, EXPECTED, Nemesis, plan
 from tests.chaos.network import Loopback, Namespaces, Network, namespaces_work
+from tests.chaos.nodes import ELECTION_S, ChaosCluster
 from tests.chaos.timeline import draw
 from tests.node.cluster import free_ports
 

@@ -1,4 +1,4 @@
-"""A short run with a fixed seed: kills, pauses, partitions and transfers on three real nodes under clients."""
+"""A short run with a fixed seed: kills, pauses, partitions, transfers on three real nodes under clients."""
 
 from __future__ import annotations
 

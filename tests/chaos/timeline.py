@@ -6,6 +6,7 @@ pointing at anything tells what it is.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ class _Picture:
     def node(self, n: int, story: Sequence[Phase], strikes: Sequence[Strike]) -> None:
         """A row: role and term over time, and what struck this node alone."""
         self._label(f"node {n}")
-        for phase, following in zip(story, [*story[1:], None], strict=True):
+        for phase, following in itertools.pairwise([*story, None]):
+            assert phase is not None
             until = following.at_s if following else self.end_s
             told = f"{phase.at_s - self.start_s:.3f} s: {phase.line}"
             self._bar(phase.at_s, until, self._y, ROW - 6, ROLE_COLOURS[phase.role], told)

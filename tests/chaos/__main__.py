@@ -60,6 +60,7 @@ def _arguments() -> tuple[Options, bool]:
     parser.add_argument("--no-mongo", action="store_true", help="without MongoDB")
     parser.add_argument("--loopback", action="store_true", help="proxies instead of network namespaces")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="keep everything there")
+    parser.add_argument("--lease-reads", action="store_true", help="raft.lease_reads: true")
     given = parser.parse_args()
     try:
         kinds = kinds_of(given.faults.split(","))
@@ -73,7 +74,7 @@ def _arguments() -> tuple[Options, bool]:
     options = Options(
         directory=directory.resolve(), seconds=given.minutes * 60, seed=seed, nodes=given.nodes,
         kinds=tuple(kinds), clients=given.clients, round_s=given.round, mongo=not given.no_mongo,
-        loopback=given.loopback,
+        loopback=given.loopback, lease_reads=given.lease_reads,
     )  # fmt: skip
     print(f"seed {seed}, {given.nodes} nodes, {given.minutes:g} minutes: {', '.join(kinds)}", flush=True)
     return options, given.keep is not None
@@ -88,6 +89,7 @@ def told(options: Options, report: Report, seconds: float) -> str:
         "faults: " + ", ".join(f"{count} {kind}" for kind, count in report.faults.items()),
         f"keys judged: {report.keys}, longest search {report.longest_search} steps",
         f"reward intervals: {report.intervals}; requests without an answer: {report.silences}",
+        f"slowest answer of a node that no fault held: {report.slowest_s:.2f} s",
     ]
     if recoveries:
         middle, worst = recoveries[len(recoveries) // 2], recoveries[-1]

@@ -132,6 +132,33 @@ class Kill(Fault):
         self._release()
 
 
+class Blackout(Fault):
+    """kill -9 for every node at once."""
+
+    lasts = (0.2, 2.0)
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self.nodes: list[int] = []
+
+    def begin(self) -> str | None:
+        self.nodes = self.scene.free()
+        self.scene.held.update(self.nodes)
+        self.cluster.watch.down.update(self.nodes)
+        for n in self.nodes:
+            self.cluster.processes[n].kill()
+        for n in self.nodes:
+            self.cluster.crash(n)
+        return f"nodes {self.nodes}"
+
+    def end(self) -> None:
+        for n in self.nodes:
+            self.node = n
+            self._revive()
+            self._release()
+        self.node = 0
+
+
 class Pause(Fault):
     """SIGSTOP, SIGCONT."""
 

@@ -14,6 +14,7 @@ from tests.chaos.faults import Fault, Scene
 KINDS: dict[str, type[Fault]] = {
     "kill": faults.Kill,
     "pause": faults.Pause,
+    "blackout": faults.Blackout,
     "halves": faults.Halves,
     "alone": faults.Alone,
     "oneway": faults.OneWay,
@@ -37,7 +38,7 @@ CALM = ("rot",)  # faults that only strike a cluster that is well otherwise
 GROUPS = {
     "partition": ("halves", "alone", "oneway", "bridge", "ring"),
     "network": ("halves", "alone", "oneway", "bridge", "ring", "delay", "loss", "resets"),
-    "process": ("kill", "pause", "transfer", "snapshot"),
+    "process": ("kill", "pause", "blackout", "transfer", "snapshot"),
     "disk": ("full", "eio", "hang", "rot"),
     "members": ("grow", "shrink", "transfer"),
     "all": tuple(KINDS),
@@ -59,6 +60,7 @@ EXPECTED = {
     "shrink": ("refuses this node", "not a member"),
     "mongo": ("MongoDB",),
 }
+FAR_REACHING = ("rot", "grow", "shrink", "mongo")  # other nodes speak of these, and later, too
 EXCUSES = ("kill", "pause", "full", "eio", "hang", "rot")  # a node under these may be silent
 
 

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.node.cluster import ROOT, TROUBLE, Cluster, eventually
 ELECTION_S = 0.6  # the longest election timeout
 DISK = "256m"
 MAX_RSS_MB, MAX_DESCRIPTORS = 400, 250
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z")
 TIMING = {
     "election_timeout_ms": [300, int(ELECTION_S * 1000)],
     "ping_interval_ms": 500,
@@ -219,21 +221,22 @@ class ChaosCluster(Cluster):
             if usage.rss_mb > MAX_RSS_MB or usage.descriptors > MAX_DESCRIPTORS
         ]
 
-    def all_troubles(self, allowed: Sequence[str]) -> list[str]:
-        """Lines that no log may have, of nodes that are and that were. A traceback is told by its head."""
-        return list(self._troubles(re.compile("|".join(allowed) or r"\Zx")))
-
-    def _troubles(self, allowed: re.Pattern[str]) -> Iterator[str]:
-        stamp = re.compile(r"^\d{4}-\d\d-\d\dT")
+    def all_troubles(self, excused: Callable[[int, float, str], bool]) -> list[str]:
+        """Lines that no log may have, of nodes that are and that were. excused(node, wall clock, line): whether
+        a fault explains it; what follows without a time, such as a traceback, goes with it."""
+        found = []
         for n in sorted(self.ever):
             if not (self.directory / f"node-{n}.log").exists():
                 continue
-            excused = False  # what follows an excused line, up to the next one with a time
+            allowed = False
             for line in self.log_of(n).splitlines():
-                if stamp.match(line):
-                    excused = bool(allowed.search(line))
-                if TROUBLE.search(line) and not excused:
-                    yield f"node {n}: {line}"
+                if stamp := _STAMP.match(line):
+                    trouble = TROUBLE.search(line) is not None
+                    moment = datetime.fromisoformat(stamp[0]).timestamp() if trouble else 0.0
+                    allowed = trouble and excused(n, moment, line)
+                if TROUBLE.search(line) and not allowed:
+                    found.append(f"node {n}: {line}")
+        return found
 
     def answering(self, timeout_s: float = 60.0) -> None:
         """Wait until every node answers PING."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,13 +29,14 @@ from tests.chaos.followers import Follower, check_book, flat
 from tests.chaos.history import FAILED, OK, UNKNOWN, History, Operation
 from tests.chaos.linearizability import LINEARIZABLE, check
 from tests.chaos.mongo import check_mongo
-from tests.chaos.nemesis import CALM, EXCUSES, EXPECTED, Nemesis, plan
+from tests.chaos.nemesis import CALM, EXCUSES, EXPECTED, FAR_REACHING, Nemesis, plan
 from tests.chaos.network import Loopback, Namespaces, Network, namespaces_work
 from tests.chaos.nodes import ELECTION_S, ChaosCluster
 from tests.chaos.timeline import draw
 from tests.node.cluster import free_ports
 
 RECOVERY_S = 10 * ELECTION_S
+LAST_WORDS_NS = 10_000_000_000  # so long after a fault a node may still speak of it
 SILENCE_EXCUSE_NS = 3_000_000_000  # after a node was struck it may still have to start
 
 
@@ -52,6 +55,7 @@ class Options:
     rate_pause_s: float = 0.015
     mongo: bool = True
     loopback: bool = False
+    lease_reads: bool = False
 
 
 @dataclass
@@ -67,6 +71,7 @@ class Report:
     recoveries_s: list[float] = field(default_factory=list)
     silences: int = 0
     intervals: int = 0
+    slowest_s: float = 0.0  # the longest wait for an answer of a node that no fault held
     usage: dict[int, str] = field(default_factory=dict)
 
 
@@ -91,7 +96,7 @@ class Run:
     def run(self) -> Report:
         """Start, rounds, end. Whatever goes wrong stands in the report."""
         began = time.monotonic()
-        wall_offset_s = time.time() - began
+        self._wall_offset_s = time.time() - began
         with contextlib.ExitStack() as stack:
             try:
                 self._open(stack)
@@ -104,7 +109,7 @@ class Run:
                 self._traceback()
             finally:
                 self._stopped.set()
-                self._conclude(wall_offset_s)
+                self._conclude()
         return self.report
 
     def _traceback(self) -> None:
@@ -122,8 +127,9 @@ class Run:
             self.mongo.start()
             stack.callback(self.mongo.kill)
         self.cluster = ChaosCluster(
-            self.directory, self.network, options.nodes, disks="full" in options.kinds,
+            self.directory, self.network, options.nodes, disks="full" in options.kinds and os.geteuid() == 0,
             clocks="clock" in options.kinds, mongo_port=port,
+            raft={"lease_reads": options.lease_reads},
         )  # fmt: skip
         stack.callback(self.cluster.stop)
         self.cluster.start()
@@ -282,6 +288,11 @@ class Run:
                 around = "".join(f"\n    {each}" for each in verdict.around)
                 self._violation(f"{verdict.key}: {verdict.answer}: {verdict.reason}{around}")
         self._judge_counters(operations)
+        for o in operations:
+            took = (o.ended - o.began) / 1e9
+            once = o.key.startswith("o:") and o.what == "incr"
+            if took > self.report.slowest_s and not once and not self._excused(o.node, o.began, o.ended):
+                self.report.slowest_s = took
 
     def _judge_counters(self, operations: list[Operation]) -> None:
         """Said once more without the search: what the counters must come to."""
@@ -329,9 +340,7 @@ class Run:
         for found in (watch.deaths, self.findings.wrong):
             self.report.violations += found
             found.clear()
-        kinds = self.options.kinds
-        allowed = [pattern for kind in kinds for pattern in EXPECTED.get(kind, ())]
-        for line in self.cluster.all_troubles(allowed)[:20]:
+        for line in self.cluster.all_troubles(self._explained)[:20]:
             self._violation(f"in the log: {line}")
         self.report.violations += self.cluster.excesses()
         silences, self.findings.silences = self.findings.silences, []
@@ -339,6 +348,18 @@ class Run:
             self.report.silences += 1
             if not self._excused(node, began, ended):
                 self._violation(f"node {node} gave no answer for {(ended - began) / 1e9:.1f} s, at {began}")
+
+    def _explained(self, node: int, wall_s: float, line: str) -> bool:
+        """Whether a fault that struck this node then (or, of some kinds, any node before) may say this."""
+        at = (wall_s - self._wall_offset_s) * 1e9
+        for strike in self.nemesis.strikes:
+            if strike.began - 1e9 > at or not any(re.search(p, line) for p in EXPECTED.get(strike.kind, ())):
+                continue
+            if strike.kind in FAR_REACHING or (
+                strike.node == node and at < (strike.ended or at) + LAST_WORDS_NS
+            ):
+                return True
+        return False
 
     def _excused(self, node: int, began: int, ended: int) -> bool:
         return any(
@@ -359,7 +380,7 @@ class Run:
     def _violation(self, text: str) -> None:
         self.report.violations.append(text)
 
-    def _conclude(self, wall_offset_s: float) -> None:
+    def _conclude(self) -> None:
         self.history.close()
         self.report.operations = dict(self.history.counts)
         if not hasattr(self, "nemesis"):
@@ -374,7 +395,9 @@ class Run:
         (self.directory / "faults.jsonl").write_text("\n".join(lines) + "\n")
         (self.directory / "violations.txt").write_text("\n\n".join(self.report.violations))
         logs = {n: self.cluster.log_of(n) for n in sorted(self.cluster.ever)}
-        page = draw(self.directory / "history.jsonl", logs, strikes, wall_offset_s, self.report.violations)
+        page = draw(
+            self.directory / "history.jsonl", logs, strikes, self._wall_offset_s, self.report.violations
+        )
         (self.directory / "timeline.html").write_text(page)
 
 

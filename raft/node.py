@@ -252,9 +252,14 @@ class RaftNode:
         last_log_term: int,
         pre_vote: bool = False,
         transfer: bool = False,
+        voter_identity: str = "",
+        founding: bool = False,
     ) -> None:
         """RequestVote RPC, receiver (paper figure 2). The answer goes to candidate_id over the network."""
-        request = RequestVote(term, candidate_id, last_log_index, last_log_term, pre_vote, transfer)
+        request = RequestVote(
+            *(term, candidate_id, last_log_index, last_log_term),
+            *(pre_vote, transfer, voter_identity, founding),
+        )
         self._on_owner(lambda now: self._core.receive(candidate_id, request, now))
 
     def submit(self, batch: Batch) -> bool:
@@ -335,6 +340,8 @@ class RaftNode:
             last_log_term=request.last_log_term,
             pre_vote=request.pre_vote,
             transfer=request.transfer,
+            voter_identity=request.voter_identity,
+            founding=request.founding,
         )
 
     def _send_ping(self, peer: int) -> None:

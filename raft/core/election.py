@@ -9,13 +9,20 @@ from raft.core.state import CoreState, Role
 
 
 def on_election_timeout(core: CoreState) -> None:
-    """The election timeout passed without word from a leader (paper 5.2). Who has no vote never campaigns."""
-    if core.node_id not in core.configuration.voters:
-        if core.leader_id is not None:
+    """The election timeout passed without word from a leader (paper 5.2)."""
+    if not may_campaign(core):
+        if core.leader_id is not None or core.role is not Role.FOLLOWER:
             core.become_follower(core.term, None, f"leader {core.leader_id} is silent in term {core.term}")
         core.reset_election_timeout()
         return
     start_pre_vote(core)
+
+
+def may_campaign(core: CoreState) -> bool:
+    """Voters may; a learner never may. A voter that the newest configuration removes still may, while that is
+    not known to be committed: perhaps nobody else has its entry, and then nobody can win against it (thesis
+    4.2.2). It does not count its own vote. All but the last two configurations are committed history."""
+    return any(core.node_id in configuration.voters for _, configuration in core.configurations[-2:])
 
 
 def start_pre_vote(core: CoreState) -> None:
@@ -46,9 +53,13 @@ def start_election(core: CoreState, *, transfer: bool = False) -> None:
 
 def _ask_for_votes(core: CoreState, term: int, *, pre_vote: bool, transfer: bool = False) -> None:
     last_index, last_term = core.log.last_index, core.log.last_term
-    request = RequestVote(term, core.node_id, last_index, last_term, pre_vote, transfer)
+    founding = not any(core.configuration.identity_of(voter) for voter in core.configuration.voters)
     for voter in core.configuration.voters:
         if voter != core.node_id:
+            recorded = core.configuration.identity_of(voter)
+            request = RequestVote(
+                term, core.node_id, last_index, last_term, pre_vote, transfer, recorded, founding
+            )
             core.effects.messages.append((voter, request))
 
 
@@ -87,10 +98,17 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     """Whether this server may vote, as far as it can know: one that has lost its disk would break the
     promises that it gave before (paper 5.2 and 5.4.1 rest on stable storage).
 
-    It may if the configuration has recorded its data directory's identity. In a founding cluster nobody's is
-    recorded yet, but then nobody has a log either: a candidate with one proves that this is no founding.
+    It may if its own or the candidate's configuration has recorded the identity of its data directory; the
+    candidate's, since who was away for long does not know its own record. It may not if they have recorded
+    another. If neither has any, it votes only at a founding: as a founding voter, for a candidate that knows
+    of no voter's recorded disk at all. (A log proves nothing: its leader may have died before it recorded
+    anybody, and if nobody voted then there would never be another.)
     """
-    return core.configuration.identity_of(core.node_id) == core.identity or request.last_log_index == 0
+    recorded = core.configuration.identity_of(core.node_id)
+    if core.identity in (recorded, request.voter_identity):
+        return True
+    unknown = not recorded and not request.voter_identity
+    return unknown and request.founding and core.node_id in core.configuration.voters
 
 
 def answer_pre_vote(core: CoreState, sender: int, request: RequestVote) -> None:

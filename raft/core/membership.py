@@ -138,8 +138,17 @@ def decode_configuration(data: bytes) -> Configuration:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationFormatError(f"not a configuration: {error}") from error
     everyone = (*configuration.voters, *configuration.learners)
-    if not configuration.voters or len(set(everyone)) != len(everyone) or min(everyone) < 1:
+    described = {server.id for server in configuration.servers}
+    if (
+        not configuration.voters
+        or len(set(everyone)) != len(everyone)
+        or min(everyone) < 1
+        or len(described) != len(configuration.servers)
+        or not described <= set(everyone)
+        or not set(configuration.promote) <= set(configuration.learners)
+    ):
         raise ConfigurationFormatError(
-            f"not a configuration: voters {configuration.voters}, {configuration.learners}"
+            f"not a configuration: voters {configuration.voters}, learners {configuration.learners}, "
+            f"of them to promote {configuration.promote}, servers {sorted(described)}"
         )
     return configuration

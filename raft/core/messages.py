@@ -17,7 +17,9 @@ from raft.core.entry import Entry
 class RequestVote(msgspec.Struct, frozen=True, array_like=True, tag="rv", gc=False):
     """RequestVote RPC (paper 5.2, 5.4.1). pre_vote: only asks whether a vote would be given (thesis 9.6);
     term is then the term the candidate would start, not the one it is in. transfer: the leader itself asked
-    for this election (thesis 3.10), so nobody need be loyal to it."""
+    for this election (thesis 3.10), so nobody need be loyal to it. voter_identity: what the candidate's
+    configuration has recorded for the voter's data directory; "" for nothing. founding: it has
+    recorded no voter's."""
 
     term: int
     candidate_id: int
@@ -25,6 +27,8 @@ class RequestVote(msgspec.Struct, frozen=True, array_like=True, tag="rv", gc=Fal
     last_log_term: int
     pre_vote: bool = False
     transfer: bool = False
+    voter_identity: str = ""
+    founding: bool = False
 
 
 class RequestVoteResponse(msgspec.Struct, frozen=True, array_like=True, tag="rvr", gc=False):

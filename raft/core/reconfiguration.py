@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from raft.core.entry import Entry, EntryKind
-from raft.core.membership import Configuration, encode_configuration
+from raft.core.membership import (
+    Configuration,
+    ConfigurationFormatError,
+    decode_configuration,
+    encode_configuration,
+)
 from raft.core.messages import TimeoutNow
 from raft.core.replication import maybe_commit, send_append_entries
 from raft.core.state import CoreState, Role
@@ -28,24 +33,54 @@ def change_configuration(core: CoreState, configuration: Configuration) -> int |
         return "only one voter can come or go at a time"
     if not configuration.voters:
         return "a cluster needs a voter"
+    if core.identity and (refusal := refuse_disks(core.configuration, configuration)):
+        return refusal
+    data = encode_configuration(configuration)
+    try:
+        decode_configuration(data)
+    except ConfigurationFormatError as error:
+        return str(error)
     index = core.log.last_index + 1
-    core.append([Entry(index, core.term, EntryKind.CONFIGURATION, encode_configuration(configuration))])
+    core.append([Entry(index, core.term, EntryKind.CONFIGURATION, data)])
     maybe_commit(core)
     return index
 
 
+def refuse_disks(before: Configuration, after: Configuration) -> str | None:
+    """Why the configuration would leave too few who may vote: once any voter's data directory is recorded,
+    those that are not give no votes (election.keeps_its_promises)."""
+    recorded = [voter for voter in after.voters if after.identity_of(voter)]
+    for newcomer in set(after.voters) - set(before.voters) - set(recorded):
+        return f"the data directory of node {newcomer} is not recorded yet"
+    if recorded and not after.has_quorum(recorded):
+        return f"of the voters' data directories only those of {recorded} are recorded: no quorum could vote"
+    return None
+
+
 def caught_up(core: CoreState, learner: int) -> bool:
-    """Leader: whether the learner keeps pace, so that its vote would not hold up commits (thesis 4.2.1)."""
+    """Leader: whether the learner keeps pace, so that its vote would not hold up commits (thesis 4.2.1): it
+    did in the last round, answers, and has not been at the present round for longer than a round may take."""
     progress = core.progress.get(learner)
     recent = core.now - core.options.election_timeout_min_ms
-    return progress is not None and progress.caught_up and progress.last_contact_ms > recent
+    return (
+        progress is not None
+        and progress.caught_up
+        and progress.last_contact_ms > recent
+        and progress.catch_up_began_ms > recent
+    )
+
+
+def may_vote(core: CoreState, learner: int) -> bool:
+    """Leader: whether the learner would give votes. It gives none before its data directory's identity is
+    recorded (election.keeps_its_promises): as a voter it would only make quorums larger."""
+    return bool(core.configuration.identity_of(learner)) or not core.identity
 
 
 def advance_configuration(core: CoreState) -> None:
     """Leader, after each event: promote who has caught up, part from who has left."""
     if core.configuration.promote and core.configuration_index <= core.commit_index:
         for learner in core.configuration.promote:
-            if caught_up(core, learner):
+            if caught_up(core, learner) and may_vote(core, learner):
                 change_configuration(core, core.configuration.with_voter(learner))
                 break
     if core.departing and core.configuration_index <= core.commit_index:

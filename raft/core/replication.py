@@ -163,10 +163,11 @@ def on_message_lost(core: CoreState, peer: int) -> None:
 
 
 def on_peer_disconnected(core: CoreState, peer: int) -> None:
-    """What was in flight to this peer may be lost: find its log again from what it acknowledged."""
+    """What was in flight to this peer may be lost: find its log again from what it acknowledged; if that is
+    not known yet, from where it was being looked for: from 1 on would be the whole log, or a snapshot."""
     progress = core.progress.get(peer)
     if progress is not None:
-        progress.become_probing(progress.match_index + 1)
+        progress.become_probing(progress.next_index if progress.probing else progress.match_index + 1)
 
 
 # --- follower -------------------------------------------------------------------------------------------

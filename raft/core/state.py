@@ -213,6 +213,7 @@ class CoreState:
         if self.log.matches(index, term):
             later = [each for each in self.configurations if each[0] > index]
         else:
+            require(self.role is not Role.LEADER, f"a leader without the committed entry {index}")
             self.log.reset(index, term)
             self.durable_index, later = index, []
         self.durable_index = max(self.durable_index, index)
@@ -366,6 +367,7 @@ class CoreState:
                 self.effects.messages.append((read.origin, refusal))
         self.reads.clear()
         self.early_reads.clear()
+        self.effects.snapshots_wanted.clear()  # else it would be streamed in a term that others lead
         self.progress.clear()
         self.transfer_target = None
         self.lease_from_ms = float("-inf")

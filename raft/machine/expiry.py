@@ -55,18 +55,22 @@ class ExpiryTimes:
         return None
 
     def take_due(self, now_ms: int) -> list[bytes]:
-        """The keys that expire at now_ms or before; they have no time any more."""
-        due: list[bytes] = []
+        """The keys that expire at now_ms or before, the earliest first; they have no time any more.
+
+        Their order goes into replicated state (the order of KeyVersions). The queue's does not do for it: it
+        depends on who asked for next_ms(), as only leaders do, and on when the machine was restored."""
+        due: list[tuple[int, bytes]] = []
         queue = self._queue
         while queue and queue[0][0] <= now_ms:
             key = queue[0][1]
             actual = self.at_ms.get(key)
             if actual is not None and actual <= now_ms:
                 del self.at_ms[key]
-                due.append(key)
+                due.append((actual, key))
                 actual = None
             self._put_right(key, actual)
-        return due
+        due.sort()
+        return [key for _, key in due]
 
     def _put_right(self, key: bytes, actual: int | None) -> None:
         """Replaces the queue's first entry, which stands too early or for nothing."""

@@ -38,13 +38,21 @@ def founding_configuration(identity: Identity) -> Configuration:
 
 def peer_addresses(state: CoreState) -> dict[int, PeerAddress]:
     """Everyone this node talks to: the members of the configuration in force, and those of the committed one
-    before it, who still get the log until the change is committed. An identity counts once it is committed:
-    a record that may be taken back must not keep anyone out."""
-    recorded = {server.id: server.identity for server in state.committed_configuration.servers}
+    before it, who still get the log until the change is committed.
+
+    An identity counts only where all of these agree on it. A record that may be taken back must not keep
+    anyone out; nor must one that is out of date: after a restart the committed one is the snapshot's, and a
+    server that was removed and added since comes with another directory. Without it there might be no quorum
+    to commit what says so."""
+    servers = [server for _, configuration in state.configurations for server in configuration.servers]
+    recorded: dict[int, set[str]] = {}
+    for server in servers:
+        recorded.setdefault(server.id, set()).add(server.identity)
     return {
-        server.id: PeerAddress(server.host, server.raft_port, recorded.get(server.id, ""))
-        for _, configuration in state.configurations
-        for server in configuration.servers
+        server.id: PeerAddress(
+            server.host, server.raft_port, server.identity if len(recorded[server.id]) == 1 else ""
+        )
+        for server in servers
     }
 
 

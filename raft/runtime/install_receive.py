@@ -167,6 +167,7 @@ class SnapshotReceiver:
         self._refused_pause_ms = REFUSED_PAUSE_MS
         if info.index != load.source.last_index:  # this node has taken a newer one itself
             return None
+        self._store.prune()  # who is often behind gets many of them before he takes one himself
         return Installed(info, load.machine, load.source.leader, load.configuration)
 
     def drop(self) -> None:

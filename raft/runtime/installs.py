@@ -42,9 +42,13 @@ class Installs:
             self._sender.on_response(peer, message, now)
 
     def carry_out(self, effects: Effects, now: float) -> None:
-        """Stream to those who need a snapshot, write down what arrives. Raises StorageError."""
+        """Stream to those who need a snapshot, write down what arrives. Raises StorageError.
+
+        The effects may have been decided earlier in the turn than the loss of leadership: a chunk sent now
+        would bear the new term and make its receivers take this node for the leader of it."""
         for peer in effects.snapshots_wanted:
-            self._sender.want(peer, self._state.term, now)
+            if self._state.role is Role.LEADER and peer in self._state.progress:
+                self._sender.want(peer, self._state.term, now)
         for leader, chunk in effects.snapshot_chunks:
             self._receiver.on_chunk(leader, chunk, now)
 

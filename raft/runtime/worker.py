@@ -103,6 +103,7 @@ class Worker:
         self.now = core.state.now
         self.at_ms = 0  # what this turn's entries are stamped with
         self.busy_since_ms: float | None = None  # monotonic: waits for its disk since; for the watchdog
+        self._belonged = core.state.committed_configuration.has(core.state.node_id)
         self._posted: deque[Posted] = deque()
         self._next_expiry_check_ms = 0.0
         self._seen: tuple[Role, int, int | None] = (Role.FOLLOWER, core.state.term, None)
@@ -186,9 +187,9 @@ class Worker:
         if self.applier.behind or self.desk.reads.unfinished:
             return 0.0
         now = self.clock.monotonic_ms()
-        deadline = min(
-            self.desk.next_deadline(), self.snapshots.next_deadline(), self.installs.next_deadline()
-        )
+        deadline = min(self.desk.next_deadline(), self.installs.next_deadline())
+        if not self.installs.loading:  # else nobody looks after them until the loader wakes this thread
+            deadline = min(deadline, self.snapshots.next_deadline())
         wait_ms = min(LONGEST_WAIT_S * 1000, deadline + 1 - now)
         if self.core.state.role is Role.LEADER and self.turns.established:
             wait_ms = min(wait_ms, max(self.turns.next_due_ms() - self.clock.wall_ms(), 1.0))
@@ -312,6 +313,14 @@ class Worker:
         self.installs.members_changed(state.progress)
         if state.role is Role.LEADER and state.configuration is state.committed_configuration:
             self.turns.members_changed(state.configuration.servers)
+        belongs = state.committed_configuration.has(state.node_id)
+        if self._belonged and not belongs:
+            log.warning(
+                "node %d does not belong to the cluster any more (entry %d): stop it, or bring it back with "
+                "RAFT ADD",
+                *(state.node_id, state.configurations[0][0]),
+            )
+        self._belonged = belongs
 
     def _write_log(self, effects: Effects) -> None:
         stored = self.storage.log

@@ -12,11 +12,12 @@ from typing import TypeVar
 
 from raft.core.effects import HardState
 from raft.core.entry import Entry, EntryKind
-from raft.core.membership import Configuration
+from raft.core.membership import Configuration, Server
 from raft.core.messages import AppendEntries, AppendEntriesResponse, Message, RequestVote, RequestVoteResponse
 from raft.core.state import CoreOptions, CoreState, Role
 from tests.simulation.disk import Disk
 from tests.simulation.node import Node
+from tests.simulation.streaming import Library
 
 Kind = TypeVar("Kind", bound=Message)
 TIMEOUT_MIN, TIMEOUT_MAX, HEARTBEAT = 300.0, 600.0, 60.0
@@ -34,6 +35,16 @@ def terms_of(entries: Iterable[Entry]) -> list[int]:
     return [entry.term for entry in entries]
 
 
+def identity(node_id: int) -> str:
+    """The name of a node's first data directory."""
+    return f"disk {node_id}"
+
+
+def server(node_id: int, identity: str = "") -> Server:
+    """A member's addresses."""
+    return Server(node_id, f"host{node_id}", 1, 2, 3, identity)
+
+
 class Lab:
     """Nodes 1 to `voters`, then learners. Those not in `up` are played by the test itself."""
 
@@ -42,19 +53,30 @@ class Lab:
         voters: int = 3,
         *,
         learners: int = 0,
+        spares: int = 0,
+        identities: str = "",
         up: Sequence[int] | None = None,
         logs: Mapping[int, Sequence[int]] | None = None,
         hard_states: Mapping[int, HardState] | None = None,
         options: CoreOptions | None = None,
     ) -> None:
-        """logs: the terms of each node's stored log. hard_states: default the log's last term, no vote."""
-        ids = range(1, voters + learners + 1)
-        self.configuration = Configuration(tuple(ids)[:voters], tuple(ids)[voters:])
+        """logs: the terms of each node's stored log. hard_states: default the log's last term, no vote.
+        spares: nodes that are no members. identities: "" for none, "recorded", or "founding": not yet."""
+        ids = range(1, voters + learners + spares + 1)
+        members = tuple(ids)[: voters + learners]
+        recorded = identities == "recorded"
+        self.configuration = Configuration(
+            members[:voters],
+            members[voters:],
+            tuple(server(n, identity(n) if recorded else "") for n in members) if identities else (),
+        )
+        self.has_identities = bool(identities)
         self.options = options or CoreOptions(TIMEOUT_MIN, TIMEOUT_MAX, HEARTBEAT)
         self.now = 1000.0
         self.links: dict[tuple[int, int], list[Message]] = {(a, b): [] for a in ids for b in ids if a != b}
         self.blocked: set[tuple[int, int]] = set()  # links that lose everything
         self.nodes: dict[int, Node] = {}
+        self.library = Library()
         self.requests = 0
         for node_id in ids:
             self.nodes[node_id] = Node(
@@ -64,6 +86,8 @@ class Lab:
                 clock=lambda: self.now,
                 send=self._send,
                 disk=Disk(log_of(*(logs or {}).get(node_id, ())), (hard_states or {}).get(node_id)),
+                identity=identity(node_id) if identities else "",
+                library=self.library,
             )
             if up is None or node_id in up:
                 self.start(node_id)
@@ -88,6 +112,18 @@ class Lab:
     def crash(self, node_id: int, *, power_cut: bool = True) -> None:
         """End a node's process between two turns."""
         self.nodes[node_id].crash(random.Random(0), power_cut=power_cut)
+
+    def wipe(self, node_id: int) -> None:
+        """A node that is down gets an empty disk, with another identity."""
+        node = self.nodes[node_id]
+        node.disk = Disk()
+        node.identity = f"{node.identity}'" if self.has_identities else ""
+
+    def change(self, node_id: int, configuration: Configuration) -> int | str:
+        """Order a leader to change the configuration; its effects are carried out."""
+        answer = self.nodes[node_id].change_configuration(configuration)
+        self.settle(node_id)
+        return answer
 
     def settle(self, node_id: int) -> list[str]:
         """Carry out the node's effects; returns the steps' names in order."""

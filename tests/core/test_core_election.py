@@ -34,7 +34,7 @@ def test_a_follower_that_hears_nothing_for_an_election_timeout_asks_for_votes() 
     assert lab.state(1).role is Role.FOLLOWER
     lab.advance(1)
     assert lab.state(1).role is Role.PRE_CANDIDATE
-    assert lab.sent(1, 2, RequestVote) == [RequestVote(1, 1, 0, 0, True)]
+    assert lab.sent(1, 2, RequestVote) == [RequestVote(1, 1, 0, 0, True, founding=True)]
 
 
 def test_election_timeouts_lie_in_the_interval_and_differ_by_seed() -> None:

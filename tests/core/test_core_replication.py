@@ -379,3 +379,28 @@ def test_after_a_message_that_did_not_leave_the_leader_goes_back_to_what_was_ack
     assert lab.sent(1, 2, AppendEntries) == [], "a dead peer costs nothing between heartbeats"
     lab.advance(HEARTBEAT)
     assert len(lab.sent(1, 2, AppendEntries)) == 1
+
+
+def test_a_connection_that_breaks_before_the_first_answer_is_no_reason_to_search_from_1_on() -> None:
+    """That would be the whole log; behind a compacted one a snapshot, for a peer that lacks little."""
+    lab = leader_alone(3, log=[1] * 20, answer_no_op=False)
+    (probe,) = lab.sent(1, 3, AppendEntries)
+    assert probe.prev_log_index == 20
+    lab.nodes[1].disconnected(3)
+    lab.advance(HEARTBEAT, 1)
+    (again,) = lab.sent(1, 3, AppendEntries)
+    assert (again.prev_log_index, len(again.entries)) == (20, 1)
+
+
+def test_who_leads_no_more_wants_no_snapshot_sent() -> None:
+    lab = leader_alone(3, log=[1] * 5)
+    state = lab.state(1)
+    state.log.floor = 6  # as if the log were compacted; node 3 has nothing yet
+    state.progress[3].become_probing(1)
+    core = lab.nodes[1].running
+    for step_down in (False, True):
+        lab.now += HEARTBEAT
+        core.tick(lab.now)
+        if step_down:
+            core.receive(2, AppendEntriesResponse(9, False, 0), lab.now)
+        assert core.take_effects().snapshots_wanted == ([] if step_down else [3])

@@ -2,7 +2,8 @@
 
 A command stands at the start of a line, what came of it stands indented below; `#` begins a comment line.
 
-    nodes N [learners=K] [leases] [logI=1,1,2] [termI=T] [OPTION=VALUE]   a new table; logs and terms per node
+    nodes N [learners=K] [spares=K] [identities=founding|recorded] [leases] [logI=1,1,2] [termI=T]
+          [OPTION=VALUE]              a new table; logs and terms per node
     campaign I | elect I [J K ...]    I's timeout passes | and it wins, with the votes of those named
     propose I WORD ...                commands for the leader
     read I                            a linearizable read at node I
@@ -14,8 +15,15 @@ A command stands at the start of a line, what came of it stands indented below; 
     crash I | restart I               the process ends, with its unsynced writes | begins on its disk
     advance MS [I ...]                time passes at once; these nodes (else all) notice
     live MS [I ...]                   time passes in steps of 10 ms; these (else all) notice and talk
+    add I J [promote] | promote I J | remove I J    order the leader I to change the members
+    register I                        the leader I records the identities of all nodes that are up
+    transfer I [J]                    the leader I hands over to J
+    snapshot I [compact [INDEX]]      I takes a snapshot | and removes the log up to INDEX, else all
+    chunks BYTES | hold I | load I | abort I    size of a chunk | I loads what it received only | when told |
+                                      I forgets an unfinished one
+    wipe I                            the node I, which is down, gets an empty disk
     suspect I PEER | disconnect I PEER    what I's pings say | what I's connections say
-    status | log | queue              all nodes | all logs on disk | all messages under way
+    status | log | queue | members    all nodes | all logs on disk | all messages under way | configurations
     show messages | hide messages     whether messages are printed as they leave
     quietly COMMAND ...               a command whose course does not matter
 """
@@ -24,19 +32,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raft.core.effects import AppendLog, HardState, LogOperation
+from raft.core import reconfiguration
+from raft.core.effects import AppendLog, HardState, LogOperation, ResetLog
 from raft.core.entry import Entry, EntryKind
+from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Message,
     ReadIndexRequest,
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
 )
 from raft.core.state import CoreOptions
-from tests.core.lab import HEARTBEAT, TIMEOUT_MAX, TIMEOUT_MIN, Lab
+from tests.core.lab import HEARTBEAT, TIMEOUT_MAX, TIMEOUT_MIN, Lab, server
+from tests.simulation.disk import Snapshot
 from tests.simulation.node import Node
 
 INDENT = "    "
@@ -97,6 +111,8 @@ class Player:
         self._note(node)
         if isinstance(operation, AppendLog):
             self.lines.append(f"{node.node_id} appends {' '.join(map(label, operation.entries))}")
+        elif isinstance(operation, ResetLog):
+            self.lines.append(f"{node.node_id} empties its log after {operation.index}.{operation.term}")
         else:
             self.lines.append(f"{node.node_id} truncates its log from {operation.from_index}")
 
@@ -107,6 +123,16 @@ class Player:
             self.lines[-1] = self.lines[-1].split(" to ")[0] + f" to {entry.index}"
         else:
             self.lines.append(f"{name}{entry.index}")
+
+    def saving(self, node: Node, snapshot: Snapshot) -> None:
+        self._note(node)
+        held = decode_configuration(snapshot.configuration) if snapshot.configuration else node.founding
+        name = f"snapshot {snapshot.index}.{snapshot.term}, {members_of(held)}"
+        self.lines.append(f"{node.node_id} stores {name}")
+
+    def loading(self, node: Node, snapshot: Snapshot) -> None:
+        self._note(node)
+        self.lines.append(f"{node.node_id} becomes the snapshot of {snapshot.index}")
 
     def _note(self, node: Node) -> None:
         if node.core is None:
@@ -138,11 +164,21 @@ class Player:
         logs = {n: [int(t) for t in v.split(",")] for k, v in values.items() if (n := numbered(k, "log"))}
         terms = {n: HardState(int(v)) for k, v in values.items() if (n := numbered(k, "term"))}
         learners = int(values.get("learners", 0))
-        known = {"learners", "leases", *(f"log{n}" for n in logs), *(f"term{n}" for n in terms)}
+        spares, identities = int(values.get("spares", 0)), values.get("identities", "")
+        known = {
+            "learners",
+            "leases",
+            "spares",
+            "identities",
+            *(f"log{n}" for n in logs),
+            *(f"term{n}" for n in terms),
+        }
         options = {key: int(value) for key, value in values.items() if key not in known}
         self.lab = Lab(
             int(count),
             learners=learners,
+            spares=spares,
+            identities=identities,
             logs=logs,
             hard_states=terms,
             options=CoreOptions(TIMEOUT_MIN, TIMEOUT_MAX, HEARTBEAT, "leases" in values, **options),
@@ -224,6 +260,72 @@ class Player:
             self._note(node)
         self.lines.clear()
 
+    def _change(self, leader: int, change: Callable[[Configuration], Configuration]) -> None:
+        answer = self.lab.change(leader, change(self.lab.state(leader).configuration))
+        if isinstance(answer, str):
+            self.lines.append(f"{leader} refuses: {answer}")
+
+    def do_add(self, arguments: list[str]) -> None:
+        leader, node_id = map(int, arguments[:2])
+        newcomer = server(node_id, self.lab.nodes[node_id].identity)
+        promote = "promote" in arguments
+        self._change(leader, lambda now: now.with_learner(newcomer, promote=promote))
+
+    def do_promote(self, arguments: list[str]) -> None:
+        leader, node_id = map(int, arguments)
+        if not reconfiguration.caught_up(self.lab.state(leader), node_id):
+            self.lines.append(f"{leader} knows that {node_id} has not caught up")
+            return
+        self._change(leader, lambda now: now.with_voter(node_id))
+
+    def do_remove(self, arguments: list[str]) -> None:
+        leader, node_id = map(int, arguments)
+        self._change(leader, lambda now: now.without(node_id))
+
+    def do_register(self, arguments: list[str]) -> None:
+        heard = {n: self.lab.nodes[n].identity for n in self.lab.up()}
+        self._change(int(arguments[0]), lambda now: now.with_identities(heard, "c"))
+
+    def do_transfer(self, arguments: list[str]) -> None:
+        leader, *target = map(int, arguments)
+        refusal = self.lab.nodes[leader].transfer(target[0] if target else None)
+        if refusal is not None:
+            self.lines.append(f"{leader} refuses: {refusal}")
+        self.lab.settle(leader)
+
+    def do_snapshot(self, arguments: list[str]) -> None:
+        node = self.lab.nodes[int(arguments[0])]
+        node.take_snapshot()
+        if "compact" in arguments:
+            node.disk.compact(int(arguments[2]) if len(arguments) > 2 else node.disk.snapshot.index)
+
+    def do_chunks(self, arguments: list[str]) -> None:
+        for node in self.lab.nodes.values():
+            node.chunk_bytes = node.sender.chunk_bytes = int(arguments[0])
+
+    def do_hold(self, arguments: list[str]) -> None:
+        self.lab.nodes[int(arguments[0])].loads_at_once = False
+
+    def do_load(self, arguments: list[str]) -> None:
+        self.lab.nodes[int(arguments[0])].finish_loading()
+        self.lab.settle(int(arguments[0]))
+
+    def do_abort(self, arguments: list[str]) -> None:
+        self.lab.nodes[int(arguments[0])].receiver.abort()
+
+    def do_wipe(self, arguments: list[str]) -> None:
+        self.lab.wipe(int(arguments[0]))
+
+    def do_members(self, arguments: list[str]) -> None:
+        for node_id, node in self.lab.nodes.items():
+            if node.core is None:
+                continue
+            state = node.running.state
+            stack = "; before it ".join(
+                f"entry {index}: {members_of(each)}" for index, each in reversed(state.configurations)
+            )
+            self.lines.append(f"{node_id} follows {stack}")
+
     def do_suspect(self, arguments: list[str]) -> None:
         node_id, peer = map(int, arguments)
         self.lab.nodes[node_id].suspect(peer)
@@ -247,10 +349,10 @@ class Player:
             )
 
     def do_log(self, arguments: list[str]) -> None:
-        self.lines.extend(
-            f"{node_id} has {' '.join(map(label, node.disk.log)) or 'nothing'}"
-            for node_id, node in self.lab.nodes.items()
-        )
+        for node_id, node in self.lab.nodes.items():
+            log = node.disk.log
+            base = f"(up to {log.base_index}.{log.base_term}: a snapshot) " if log.base_index else ""
+            self.lines.append(f"{node_id} has {base}{' '.join(map(label, log)) or 'nothing'}")
 
     def do_queue(self, arguments: list[str]) -> None:
         for (sender, receiver), messages in self.lab.links.items():
@@ -275,8 +377,18 @@ def link(text: str) -> tuple[int, int]:
     return int(sender), int(receiver)
 
 
+def members_of(configuration: Configuration) -> str:
+    """Who votes, and who only listens."""
+    voters = f"voters {' '.join(map(str, configuration.voters))}"
+    if not configuration.learners:
+        return voters
+    return f"{voters}, learners {' '.join(map(str, configuration.learners))}"
+
+
 def label(entry: Entry) -> str:
     """index.term:data of an entry; a no-op has no data."""
+    if entry.kind == EntryKind.CONFIGURATION:
+        return f"{entry.index}.{entry.term}:({members_of(decode_configuration(entry.data))})"
     data = "no-op" if entry.kind == EntryKind.NOOP else entry.data.decode()
     return f"{entry.index}.{entry.term}" + ("" if data == f"{entry.index}.{entry.term}" else f":{data}")
 
@@ -300,6 +412,13 @@ def describe(message: Message) -> str:
             return f"matches to {message.match_index}, term {message.term}, round {message.round}"
         hint = f"try {message.conflict_index}, term there {message.conflict_term}"
         return f"no match at {message.prev_log_index}, {hint}, term {message.term}, round {message.round}"
+    if isinstance(message, TimeoutNow):
+        return f"campaign at once, term {message.term}"
+    if isinstance(message, InstallSnapshot):
+        part = f"bytes {message.offset} to {message.offset + len(message.data)} of {message.total}"
+        return f"snapshot {message.last_index}.{message.last_term}, {part}, term {message.term}"
+    if isinstance(message, InstallSnapshotResponse):
+        return f"snapshot {message.last_index} has come to byte {message.wanted}, term {message.term}"
     if isinstance(message, ReadIndexRequest):
         return f"read index? for read {message.request_id}"
     assert isinstance(message, ReadIndexResponse)

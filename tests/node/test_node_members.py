@@ -116,6 +116,7 @@ def test_a_removed_server_disturbs_nobody_and_may_come_back(cluster: Cluster) ->
     removed = cluster.followers()[0]
     leader = cluster.leader()
     assert cluster.execute(removed, "RAFT", "REMOVE", removed) == "OK"
+    eventually(lambda: "does not belong to the cluster any more" in cluster.log_of(removed), 10, "it says so")
     term = cluster.info(leader)["term"]
     with Load(cluster, threads=2) as load:
         cluster.client_ports.pop(removed)

@@ -17,7 +17,7 @@ from raft.core.entry import Entry, EntryKind
 from raft.core.membership import Configuration, Server, encode_configuration
 from raft.runtime.assembly import Parts, open_parts
 from raft.runtime.clock import SystemClock
-from raft.runtime.founding import difference, founding_configuration, servers_of
+from raft.runtime.founding import difference, founding_configuration, peer_addresses, servers_of
 from raft.storage.errors import IdentityError
 from raft.storage.identity import check_identity
 from raft.storage.node_storage import NodeStorage
@@ -155,3 +155,39 @@ def test_how_the_settings_differ(
 
 def test_servers_of_the_settings(tmp_path: Path) -> None:
     assert servers_of(settings_for(tmp_path, 3, 1).cluster.nodes) == servers(1, 3)
+
+
+def with_identities(*ids: int, **names: str) -> Configuration:
+    known = [Server(n, "h", 7100 + n, 7200 + n, 7300 + n, names.get(f"n{n}", f"disk-{n}")) for n in ids]
+    return Configuration(ids, servers=tuple(known))
+
+
+def peers_of(*configurations: Configuration) -> dict[int, str]:
+    """Who is talked to, and which identity he must have, with these configurations one after another."""
+    state = MagicMock()
+    state.configurations = list(enumerate(configurations))
+    state.committed_configuration = configurations[0]
+    return {peer: address.identity for peer, address in peer_addresses(state).items()}
+
+
+def test_an_identity_counts_once_it_is_committed() -> None:
+    unknown, known = with_identities(1, 2, n2=""), with_identities(1, 2)
+    assert peers_of(unknown, known) == {1: "disk-1", 2: ""}
+    assert peers_of(known) == {1: "disk-1", 2: "disk-2"}
+
+
+def test_who_leaves_is_still_known_by_its_identity() -> None:
+    assert peers_of(with_identities(1, 2, 3), with_identities(1, 2)) == {
+        1: "disk-1",
+        2: "disk-2",
+        3: "disk-3",
+    }
+
+
+def test_a_member_replaced_since_the_snapshot_is_not_refused_after_a_restart() -> None:
+    """Node 1 starts again, node 2 is down: with node 3, whose disk was replaced, it must find a quorum. The
+    snapshot's configuration, the only one known to be committed, has node 3's old disk."""
+    old, without, added = with_identities(1, 2, 3), with_identities(1, 2), with_identities(1, 2, 3, n3="")
+    new = with_identities(1, 2, 3, n3="disk-3-new")
+    assert peers_of(old, without, added, new) == {1: "disk-1", 2: "disk-2", 3: ""}
+    assert peers_of(new) == {1: "disk-1", 2: "disk-2", 3: "disk-3-new"}

@@ -117,6 +117,14 @@ def test_neither_side_holds_the_file_in_memory(tmp_path: Path) -> None:
     follower.receiver.close()
 
 
+def test_snapshots_received_one_after_another_do_not_fill_the_disk() -> None:
+    follower = Follower()
+    for entries in (10, 20, 30, 40):
+        install(follower, Source(entries))
+    names = sorted(follower.disk.listdir(follower.directory))
+    assert names == [Source(30).info.path.name, Source(40).info.path.name]
+
+
 # --- what comes twice, in the wrong place, or from somebody else
 
 

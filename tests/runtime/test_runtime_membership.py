@@ -252,6 +252,22 @@ def test_auto_promotes_without_being_asked() -> None:
     assert leader.state.configuration.identity_of(4) == "disk-4"
 
 
+def test_auto_waits_for_the_identity() -> None:
+    """It has caught up before its ADD is committed, so nothing could be recorded yet. A voter that gives no
+    vote (election.keeps_its_promises) only makes the quorum larger."""
+    leader = Leader()
+    leader.acknowledge(2)
+    leader.ask(add(4, "AUTO"))
+    for _ in range(4):
+        leader.acknowledge(4)
+    leader.acknowledge(2, 4)
+    assert leader.state.configuration.learners == (4,)
+    leader.heard = {4: "disk-4"}
+    for _ in range(4):
+        leader.acknowledge(2, 4)
+    assert leader.state.configuration.voters == (1, 2, 3, 4)
+
+
 def test_the_last_voter_stays() -> None:
     leader = Leader(voters=1)
     assert leader.answers[leader.ask("RAFT REMOVE 1")] == b"-ERR the last voter cannot be removed\r\n"

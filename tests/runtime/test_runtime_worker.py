@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 from runtime_support import TIMEOUT_MAX, Bench, encode, is_error, passed_on
 
@@ -15,9 +17,9 @@ from raft.core.messages import (
     RequestVote,
     RequestVoteResponse,
 )
-from raft.core.state import Role
+from raft.core.state import Progress, Role
 from raft.runtime import worker as worker_module
-from raft.runtime.worker import DISK_FULL_RETRY_S, MAX_POSTED
+from raft.runtime.worker import DISK_FULL_RETRY_S, LONGEST_WAIT_S, MAX_POSTED
 from raft.storage.errors import DiskFullError, StorageError
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage, Ping, Pong
 
@@ -365,3 +367,51 @@ def test_run_ends_with_an_answer_for_everybody(monkeypatch: pytest.MonkeyPatch) 
     bench.worker.run()
     assert [is_error(waiter.answer, "CLUSTERDOWN") for waiter in waiters] == [True, True]
     assert len(waits) == 3 and all(0 <= wait <= 0.5 for wait in waits)
+
+
+# --- snapshots for peers ------------------------------------------------------------------------------
+
+
+def wants(bench: Bench) -> list[int]:
+    """Whom the node begins to send a snapshot; node 1 leads, and its log begins behind what node 3 needs."""
+    bench.lead()
+    bench.state.log.floor = bench.state.log.last_index + 1
+    asked: list[int] = []
+    bench.installs._sender.want = lambda peer, _term, _now: asked.append(peer)  # type: ignore[method-assign]
+    return asked
+
+
+def test_a_leader_streams_to_whose_next_entry_is_compacted_away() -> None:
+    bench = Bench()
+    asked = wants(bench)
+    bench.turn((3, AppendEntriesResponse(1, True, 0)))
+    assert set(asked) == {3}
+
+
+def test_a_leader_deposed_in_the_same_turn_streams_to_nobody() -> None:
+    """Its chunks would bear the new term: whoever leads that would find two leaders in it, and stop."""
+    bench = Bench()
+    asked = wants(bench)
+    bench.turn((3, AppendEntriesResponse(1, True, 0)), (2, RequestVote(2, 2, 99, 1, transfer=True)))
+    assert (bench.state.role, bench.state.term) == (Role.FOLLOWER, 2)
+    assert asked == []
+
+
+def test_nobody_streams_to_a_peer_that_parted_in_the_same_turn() -> None:
+    bench = Bench()
+    asked = wants(bench)
+    bench.state.progress[4] = Progress(1)  # on its way out: in no configuration any more
+    bench.core.receive(4, AppendEntriesResponse(1, True, 0), bench.worker.now)
+    del bench.state.progress[4]
+    bench.turn()
+    assert 4 not in asked
+
+
+def test_the_worker_does_not_spin_while_a_received_snapshot_is_loaded() -> None:
+    """Snapshots are left alone meanwhile, so that their deadline may long have passed."""
+    bench = Bench()
+    bench.turn()
+    bench.snapshots._compact_to, bench.snapshots._compact_at = 1, bench.clock.now
+    assert bench.worker._wait_s() <= 0.001
+    bench.installs._receiver._load = cast(Any, object())
+    assert bench.worker._wait_s() == LONGEST_WAIT_S

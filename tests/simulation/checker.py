@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from raft.core.effects import AppendLog, LogOperation, TruncateLog
-from raft.core.entry import Entry
+from raft.core.effects import LogOperation, ResetLog, TruncateLog
+from raft.core.entry import Entry, EntryKind
+from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    InstallSnapshot,
     Message,
     RequestVote,
     RequestVoteResponse,
 )
 from raft.core.state import CoreOptions, Progress, Role
+from tests.simulation.disk import Snapshot
 from tests.simulation.node import Node
 
 
@@ -63,9 +66,22 @@ class Checker:
         self.nodes = nodes  # filled by the cluster
         self.seen: dict[int, Seen] = {}
         self.leaders: dict[int, int] = {}  # term -> node
+        self.elected: set[tuple[int, int]] = set()  # (term, node) before its vote was stored
         self.votes: dict[tuple[int, int], int] = {}  # (voter, term) -> candidate
         self.known: dict[tuple[int, int], tuple[Entry, int]] = {}  # (index, term) -> entry, term before it
         self.committed: list[Committed] = []
+        self.configurations: list[Entry] = []  # the CONFIGURATION entries among them
+        self.installs = 0
+        self.wiped: dict[int, int] = {}  # lost their disks, and with them what they had acknowledged: up to
+
+    def configuration(self) -> Configuration | None:
+        """The newest committed one; None: the founding one."""
+        return decode_configuration(self.configurations[-1].data) if self.configurations else None
+
+    def forget(self, node: Node) -> None:
+        """The node has lost its disk."""
+        self.wiped[node.node_id] = node.disk.synced_index()
+        self.votes = {key: vote for key, vote in self.votes.items() if key[0] != node.node_id}
 
     # --- tests.simulation.node.Observer -----------------------------------------------------------------
 
@@ -83,8 +99,10 @@ class Checker:
             violated(f"commit of {node.node_id} went from {seen.commit} to {state.commit_index}")
         if state.voted_for != seen.voted_for and seen.voted_for is not None and state.term == seen.term:
             violated(f"{node.node_id} forgets its vote for {seen.voted_for} within term {state.term}")
-        if state.durable_index > len(node.disk.synced):
-            violated(f"{node.node_id} takes {state.durable_index} for durable: {len(node.disk.synced)} are")
+        if state.durable_index > node.disk.synced_index():
+            violated(
+                f"{node.node_id} takes {state.durable_index} for durable: {node.disk.synced_index()} are"
+            )
         seen.term, seen.voted_for = state.term, state.voted_for
         if state.role is Role.LEADER:
             self._check_leader(node, seen)
@@ -94,14 +112,30 @@ class Checker:
 
     def settled(self, node: Node) -> None:
         """A turn is over: all that the core knows as committed has been applied."""
-        if len(node.applied) != node.running.state.commit_index:
-            violated(f"{node.node_id} applied {len(node.applied)} of {node.running.state.commit_index}")
+        state, disk = node.running.state, node.disk
+        if len(node.applied) != state.commit_index:
+            violated(f"{node.node_id} applied {len(node.applied)} of {state.commit_index}")
+        in_log = disk.log.configurations
+        if len(in_log) > 1 and in_log[-2].index > len(self.committed):
+            violated(f"{node.node_id} has two uncommitted configurations: {in_log[-2:]}")
+        if node.receiver.complete is not None:
+            return  # its snapshot is durable already, but not yet told to the core
+        newest = in_log[-1] if in_log else None
+        if newest is not None and newest.index > disk.snapshot.index:
+            index, data = newest.index, newest.data
+        else:
+            index, data = 0, disk.snapshot.configuration
+        if index and state.configuration_index != index:
+            violated(f"{node.node_id} follows the configuration of {state.configuration_index}, not {index}")
+        if state.configuration != (decode_configuration(data) if data else node.founding):
+            violated(f"{node.node_id} follows {state.configuration} at {index}")
 
     def sending(self, node: Node, peer: int, message: Message) -> None:
         """A message is about to leave: what it promises must be on disk by now."""
         stored = node.disk.hard_state
         if isinstance(message, RequestVote):
-            demand(node.node_id in node.configuration.voters, f"learner {node.node_id} campaigns")
+            if not may_campaign(node):
+                violated(f"learner {node.node_id} campaigns")
             if not message.pre_vote:
                 self._check_vote(node, message.term, node.node_id)
         elif isinstance(message, RequestVoteResponse):
@@ -111,6 +145,8 @@ class Checker:
             self._check_acknowledgement(node, peer, message)
         elif isinstance(message, AppendEntries):
             self._check_append_entries(node, message)
+        elif isinstance(message, InstallSnapshot):
+            self._check_leads(node, message)
         promises_term = not isinstance(message, RequestVote | RequestVoteResponse) or not message.pre_vote
         if promises_term and message.term > stored.term:
             violated(f"{message} left {node.node_id} before its term was stored")
@@ -123,13 +159,46 @@ class Checker:
                 held = index <= node.disk.last_index and node.disk.term(index) == term
                 demand(not held, f"{node.node_id} truncates the committed entry {index}")
             return
-        assert isinstance(operation, AppendLog)
+        if isinstance(operation, ResetLog):
+            self._check_reset(node, operation)
+            return
         before = node.disk.term(node.disk.last_index)
         for entry in operation.entries:
             known, known_before = self.known.setdefault((entry.index, entry.term), (entry, before))
             if known != entry or known_before != before:
                 violated(f"log matching: {entry} after {before} at {node.node_id}, but {known}")
             before = entry.term
+
+    def _check_reset(self, node: Node, operation: ResetLog) -> None:
+        """Only for a snapshot that is durable, and never when the log has what the snapshot ends with."""
+        snapshot, disk = node.disk.snapshot, node.disk
+        if (snapshot.index, snapshot.term) < (operation.index, operation.term):
+            violated(f"{node.node_id}: {operation}, but the snapshot is of {snapshot.index}")
+        in_log = disk.first_index <= operation.index <= disk.last_index
+        if in_log and disk.term(operation.index) == operation.term:
+            violated(f"{node.node_id} empties a log that has entry {operation.index}")
+
+    def saving(self, node: Node, snapshot: Snapshot) -> None:
+        """A snapshot is of committed entries, and carries the committed configuration there."""
+        index = snapshot.index
+        if not 0 < index <= len(self.committed) or self.committed[index - 1].entry.term != snapshot.term:
+            violated(f"{node.node_id} takes a snapshot of the uncommitted {index}.{snapshot.term}")
+        if len(snapshot.applied) != index or snapshot.applied[-1] != self.committed[index - 1].entry:
+            violated(f"{node.node_id}: the snapshot of {index} has another state")
+        data = next((each.data for each in reversed(self.configurations) if each.index <= index), b"")
+        if snapshot.configuration != data:
+            violated(f"{node.node_id}: the snapshot of {index} has another configuration")
+
+    def loading(self, node: Node, snapshot: Snapshot) -> None:
+        """What is installed equals what was applied elsewhere, and is never older than what is replaced."""
+        self.installs += 1
+        if snapshot.index <= len(node.applied):
+            violated(f"{node.node_id} goes back from {len(node.applied)} to {snapshot.index}")
+        if any(
+            done.entry is not entry and done.entry != entry
+            for done, entry in zip(self.committed, snapshot.applied, strict=False)
+        ):
+            violated(f"{node.node_id} installs another state of {snapshot.index}")
 
     def applying(self, node: Node, entry: Entry) -> None:
         """State machine safety: the same entry at an index everywhere, and only committed ones."""
@@ -146,17 +215,23 @@ class Checker:
 
     def _check_leader(self, node: Node, seen: Seen) -> None:
         state = node.running.state
-        leader = self.leaders.setdefault(state.term, node.node_id)
-        if leader != node.node_id:
-            violated(f"two leaders in term {state.term}: {leader} and {node.node_id}")
+        if node.disk.hard_state.term < state.term:
+            # One voter alone wins at once; until its vote is stored nobody can hear of it.
+            self.elected.add((state.term, node.node_id))
+            return
+        self._claim(state.term, node.node_id)
         last = state.log.last_index
         if seen.led_term != state.term:
+            if not may_campaign(node):
+                violated(f"{node.node_id} leads without being a voter")
             self._check_completeness(node)
             seen.led_term, seen.led_last_index = state.term, last
             seen.match.clear()
         if last < seen.led_last_index:
             violated(f"leader {node.node_id} shortened its log to {last}")
         seen.led_last_index = last
+        if len(seen.match) > len(state.progress):
+            seen.match = {peer: match for peer, match in seen.match.items() if peer in state.progress}
         for peer, progress in state.progress.items():
             match = progress.match_index
             if match < seen.match.get(peer, 0):
@@ -170,7 +245,7 @@ class Checker:
     def _check_completeness(self, node: Node) -> None:
         """Leader completeness (5.4): what was committed in earlier terms is in the new leader's log."""
         log, term = node.running.state.log, node.running.state.term
-        for done in self.committed:
+        for done in self.committed[max(log.first_index - 2, 0) :]:
             if done.in_term < term:
                 entry = done.entry
                 if not log.matches(entry.index, entry.term):
@@ -178,18 +253,37 @@ class Checker:
 
     def _check_committed(self, node: Node, first: int, last: int) -> None:
         state = node.running.state
-        if state.role is Role.LEADER and state.log.term(last) != state.term:
+        old = state.log.term(last) != state.term and last > node.disk.snapshot.index
+        if state.role is Role.LEADER and old:
             violated(f"leader {node.node_id} of {state.term} commits {last} of an earlier term by counting")
-        for index in range(first, last + 1):
+        first_kept = max(first, state.log.first_index)
+        if first < first_kept and min(last, first_kept - 1) > len(self.committed):
+            violated(f"{node.node_id} has a snapshot of what is not committed, up to {last}")
+        for index in range(first_kept, last + 1):
             entry = state.log.entries(index, index + 1, 1)[0]
             if index <= len(self.committed):
                 if self.committed[index - 1].entry != entry:
                     violated(f"{node.node_id} committed another {index}")
                 continue
+            if state.role is not Role.LEADER:
+                violated(f"{node.node_id} learns of a commit of {index} that no leader made")
             self.committed.append(Committed(entry, state.term))
-            holders = [n for n in node.configuration.voters if self.nodes[n].disk.holds(index, entry.term)]
-            if not node.configuration.has_quorum(holders):
-                violated(f"entry {index} of term {entry.term} is committed, durable only on {holders}")
+            if entry.kind == EntryKind.CONFIGURATION:
+                self.configurations.append(entry)
+            self._check_quorum_holds(entry, state.configuration, "is committed, durable only")
+
+    def _check_quorum_holds(self, entry: Entry, configuration: Configuration, what: str) -> None:
+        """A quorum has the entry; a disk that was lost since has had it, for all that can be known."""
+        holders = self._holders(entry, configuration)
+        if not configuration.has_quorum(holders):
+            violated(f"entry {entry.index} of term {entry.term} {what} on {holders}")
+
+    def _holders(self, entry: Entry, configuration: Configuration) -> list[int]:
+        return [
+            n
+            for n in configuration.voters
+            if entry.index <= self.wiped.get(n, 0) or self.nodes[n].disk.holds(entry.index, entry.term)
+        ]
 
     def _check_vote(self, node: Node, term: int, candidate: int) -> None:
         """One vote per term, across crashes, and on disk before anyone hears of it (5.2)."""
@@ -203,34 +297,58 @@ class Checker:
         """What is acknowledged is durable, and is what that leader has."""
         if node.disk.hard_state.term > message.term:
             return  # superseded in this very turn: the answer tells the truth about an earlier moment
-        match, synced = message.match_index, node.disk.synced
-        if match > len(synced):
-            violated(f"{node.node_id} acknowledges {match}, has {len(synced)} on disk")
+        match, disk = message.match_index, node.disk
+        if match > disk.synced_index():
+            violated(f"{node.node_id} acknowledges {match}, has {disk.synced_index()} on disk")
         other = self.nodes[leader].core
         if (
-            match
+            match > disk.synced.base_index
+            and match <= disk.synced.last_index
             and other is not None
             and other.state.role is Role.LEADER
             and other.state.term == message.term
+            and match >= other.state.log.first_index
         ):
-            term = synced[match - 1].term
+            term = disk.synced.term(match)
             if not other.state.log.matches(match, term):
                 violated(f"{node.node_id} acknowledges a foreign {match}")
 
-    def _check_append_entries(self, node: Node, message: AppendEntries) -> None:
+    def _claim(self, term: int, node_id: int) -> None:
+        """The node leads the term, and its vote for itself is stored."""
+        leader = self.leaders.setdefault(term, node_id)
+        if leader != node_id:
+            violated(f"two leaders in term {term}: {leader} and {node_id}")
+
+    def _check_leads(self, node: Node, message: AppendEntries | InstallSnapshot) -> None:
+        if (message.term, node.node_id) in self.elected:
+            self._claim(message.term, node.node_id)
         if self.leaders.get(message.term) != node.node_id:
             violated(f"{node.node_id} leads without an election: {message}")
+
+    def _check_append_entries(self, node: Node, message: AppendEntries) -> None:
+        self._check_leads(node, message)
         for index, entry in enumerate(message.entries, message.prev_log_index + 1):
             if entry.index != index:
                 violated(f"entries with a gap: {message}")
 
-    def check_everything_kept(self) -> None:
-        """At the end: every committed entry is still durable on a quorum."""
-        configuration = next(iter(self.nodes.values())).configuration
+    def check_everything_kept(self, founding: Configuration) -> None:
+        """At the end: every committed entry is still durable on a quorum. Which one? Of the newest committed
+        configuration, or of one after it: a leader counts by the newest that it has (thesis 4.1)."""
+        newest = [each.disk.log.configurations[-1:] for each in self.nodes.values()]
+        later = [decode_configuration(entry.data) for entries in newest for entry in entries]
         for done in self.committed:
-            index, term = done.entry.index, done.entry.term
-            holders = [n for n in configuration.voters if self.nodes[n].disk.holds(index, term)]
-            demand(configuration.has_quorum(holders), f"committed entry {index} is left on {holders} only")
+            try:
+                what = "is committed, and is left"
+                self._check_quorum_holds(done.entry, self.configuration() or founding, what)
+            except SafetyViolation:
+                if not any(each.has_quorum(self._holders(done.entry, each)) for each in later):
+                    raise
+
+
+def may_campaign(node: Node) -> bool:
+    """Voters may; who is one no longer may until that is committed (thesis 4.2.2). A learner never may."""
+    stack = node.running.state.configurations[-2:]
+    return any(node.node_id in configuration.voters for _, configuration in stack)
 
 
 def window_is_sound(progress: Progress, options: CoreOptions) -> bool:

@@ -1,56 +1,130 @@
 """A disk in memory that forgets what was not synced, for the tests of the pure core.
 
-`log` is what the process sees of its own writes, `synced` is what a power cut cannot take. The hard state is
-replaced atomically and durable when write_hard_state returns, as raft/storage promises.
+`log` is what the process sees of its own writes, `synced` is what a power cut cannot take. The hard state and
+the snapshot are replaced atomically and durable at once, as raft/storage promises.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
 
-from raft.core.effects import AppendLog, HardState, LogOperation, TruncateLog
-from raft.core.entry import Entry
+from raft.core.effects import AppendLog, HardState, LogOperation, ResetLog, TruncateLog
+from raft.core.entry import Entry, EntryKind
+
+Record: TypeAlias = TruncateLog | ResetLog | Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The machine after the entry (index, term). configuration: the committed one there, encoded; b"" for
+    the founding one. applied: the machine itself, which here is all that it ever applied."""
+
+    index: int
+    term: int
+    configuration: bytes
+    applied: tuple[Entry, ...]
+
+
+NO_SNAPSHOT = Snapshot(0, 0, b"", ())
+
+
+class Image(list[Entry]):
+    """A log file's entries; what stood before them is compacted away up to (base_index, base_term)."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        super().__init__(entries)
+        self.base_index = 0
+        self.base_term = 0
+        self.configurations = [entry for entry in self if entry.kind == EntryKind.CONFIGURATION]
+
+    @property
+    def last_index(self) -> int:
+        return self.base_index + len(self)
+
+    def term(self, index: int) -> int:
+        """The term at index; IndexError outside base_index to last_index."""
+        if index == self.base_index:
+            return self.base_term
+        if not self.base_index < index <= self.last_index:
+            raise IndexError(f"entry {index} is not on disk, {self.base_index + 1} to {self.last_index}")
+        return self[index - self.base_index - 1].term
+
+    def change(self, record: Record) -> None:
+        """Carry out one write."""
+        if isinstance(record, TruncateLog):
+            if not self.base_index < record.from_index <= self.last_index:
+                raise ValueError(f"truncation from {record.from_index} of a log to {self.last_index}")
+            del self[record.from_index - self.base_index - 1 :]
+            while self.configurations and self.configurations[-1].index >= record.from_index:
+                self.configurations.pop()
+        elif isinstance(record, ResetLog):
+            self.reset(record.index, record.term)
+        else:
+            if record.index != self.last_index + 1:
+                raise ValueError(f"append of {record.index} to a log to {self.last_index}")
+            self.append(record)
+            if record.kind == EntryKind.CONFIGURATION:
+                self.configurations.append(record)
+
+    def reset(self, index: int, term: int) -> None:
+        """Empty: a snapshot stands for all up to index."""
+        self.clear()
+        self.configurations.clear()
+        self.base_index, self.base_term = index, term
+
+    def compact(self, index: int) -> None:
+        """Remove the entries up to index."""
+        self.base_term = self.term(index)
+        del self[: index - self.base_index]
+        self.base_index = index
+        self.configurations = [entry for entry in self.configurations if entry.index > index]
 
 
 class Disk:
     """One node's files. Implements raft.core.log.LogReader, so that a core can be opened on it."""
 
     def __init__(self, entries: Iterable[Entry] = (), hard_state: HardState | None = None) -> None:
-        self.log: list[Entry] = list(entries)
-        self.synced: list[Entry] = list(self.log)
-        self.unsynced: list[TruncateLog | Entry] = []
+        self.log = Image(entries)
+        self.synced = Image(self.log)
+        self.unsynced: list[Record] = []
         last_term = self.log[-1].term if self.log else 0
         self.hard_state = hard_state or HardState(last_term)
+        self.snapshot = NO_SNAPSHOT
 
     # --- raft.core.log.LogReader ------------------------------------------------------------------------
 
     @property
     def first_index(self) -> int:
-        return 1
+        return self.log.base_index + 1
 
     @property
     def last_index(self) -> int:
-        return len(self.log)
+        return self.log.last_index
 
     def term(self, index: int) -> int:
-        """The term at index; IndexError outside 0 to last_index."""
-        if index == 0:
-            return 0
-        if not 0 < index <= len(self.log):
-            raise IndexError(f"entry {index} is not on disk, 1 to {len(self.log)}")
-        return self.log[index - 1].term
+        """The term at index; IndexError outside first_index - 1 to last_index."""
+        return self.log.term(index)
 
     def entries(self, lo: int, hi: int, max_bytes: int) -> tuple[Entry, ...]:
         """Entries lo to hi - 1, at least one, then as many as fit into max_bytes."""
+        base = self.log.base_index
+        if lo <= base:
+            raise IndexError(f"entry {lo} is compacted away, up to {base}")
         chosen: list[Entry] = []
         size = 0
-        for entry in self.log[lo - 1 : hi - 1]:
+        for entry in self.log[lo - base - 1 : hi - base - 1]:
             size += len(entry.data)
             if chosen and size > max_bytes:
                 break
             chosen.append(entry)
         return tuple(chosen)
+
+    def entry(self, index: int) -> Entry:
+        """One entry of the log."""
+        return self.log[index - self.log.base_index - 1]
 
     # --- writing ----------------------------------------------------------------------------------------
 
@@ -62,39 +136,54 @@ class Disk:
         """Carry out one log operation; a crash may take it back until sync()."""
         if isinstance(operation, AppendLog):
             for entry in operation.entries:
-                self._change(self.log, entry)
+                self.log.change(entry)
                 self.unsynced.append(entry)
         else:
-            self._change(self.log, operation)
+            self.log.change(operation)
             self.unsynced.append(operation)
 
     def sync(self) -> None:
         """fdatasync: what was written until now is durable."""
         for record in self.unsynced:
-            self._change(self.synced, record)
+            self.synced.change(record)
         self.unsynced.clear()
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """Keep the newest snapshot, durably. The log stays as it is until it is compacted or reset."""
+        if snapshot.index > self.snapshot.index:
+            self.snapshot = snapshot
+
+    def compact(self, index: int) -> None:
+        """Remove the log's entries up to index, which the snapshot covers."""
+        if self.unsynced or index > self.snapshot.index:
+            raise ValueError(f"compaction to {index}, the snapshot covers {self.snapshot.index}")
+        if index > self.log.base_index:
+            self.log.compact(index)
+            self.synced.compact(index)
 
     def crash(self, rng: random.Random, *, power_cut: bool) -> None:
         """The process dies. A power cut keeps any prefix of the unsynced records; otherwise all survive.
 
-        What the next start finds, it syncs before it promises anything about it.
+        What the next start finds, it syncs before it promises anything about it. A log that does not reach
+        the snapshot, or has another entry there, is what a crash left of an install: it is emptied.
         """
         keep = rng.randint(0, len(self.unsynced)) if power_cut else len(self.unsynced)
         del self.unsynced[keep:]
         self.sync()
-        self.log = list(self.synced)
+        covered = self.snapshot.index
+        if covered > self.synced.base_index and (
+            covered > self.synced.last_index or self.synced.term(covered) != self.snapshot.term
+        ):
+            self.synced.reset(covered, self.snapshot.term)
+        self.log = Image(self.synced)
+        self.log.base_index, self.log.base_term = self.synced.base_index, self.synced.base_term
 
     def holds(self, index: int, term: int) -> bool:
-        """Whether a power cut now would leave the entry (index, term)."""
-        return 0 < index <= len(self.synced) and self.synced[index - 1].term == term
+        """Whether a power cut now would leave the entry (index, term), or a snapshot that covers it."""
+        if index <= max(self.snapshot.index, self.synced.base_index):
+            return True
+        return index <= self.synced.last_index and self.synced.term(index) == term
 
-    @staticmethod
-    def _change(entries: list[Entry], record: TruncateLog | Entry) -> None:
-        if isinstance(record, TruncateLog):
-            if not 0 < record.from_index <= len(entries):
-                raise ValueError(f"truncation from {record.from_index} of a log of {len(entries)}")
-            del entries[record.from_index - 1 :]
-        else:
-            if record.index != len(entries) + 1:
-                raise ValueError(f"append of {record.index} to a log of {len(entries)}")
-            entries.append(record)
+    def synced_index(self) -> int:
+        """The last index that a power cut now would leave, in the log or covered by the snapshot."""
+        return max(self.synced.last_index, self.snapshot.index)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from raft.core.membership import Configuration
+from msgspec.structs import replace as replace_struct
+
+from raft.core.membership import Configuration, Server
 from raft.core.state import CoreOptions
 
 
@@ -34,6 +36,27 @@ class Faults:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshots:
+    """When nodes take snapshots, and how these travel (plan S5 of docs/BUGS.md)."""
+
+    every: tuple[int, int]  # entries
+    compact: float  # share of snapshots that are followed by a compaction
+    chunk_bytes: int
+    load_ms: tuple[float, float]  # an installed one becomes the machine after so long
+    abort: float  # weight of the fault that an unfinished one is forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How often an operator changes the members, ms on the average (plan S6)."""
+
+    every_ms: float
+    transfer: float  # weight of a transfer of leadership among the changes
+    wipe: float  # weight of the fault that a disk is lost
+    identities: bool  # nodes have identities, which the leader records
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """One schedule: cluster, options, clocks and faults."""
 
@@ -45,6 +68,10 @@ class Scenario:
     clients: int
     client_every_ms: float = 40.0
     isolate_leader: bool = False  # partitions cut off the leader, and clients go on asking it
+    spares: tuple[int, ...] = ()  # nodes that are no members yet
+    snapshots: Snapshots | None = None
+    changes: Changes | None = None
+    load_every_ms: float = 0.0  # a client that always has proposals in flight; 0: there is none
 
 
 def draw_scenario(rng: random.Random) -> Scenario:
@@ -55,7 +82,7 @@ def draw_scenario(rng: random.Random) -> Scenario:
     nodes = voters + learners
     # A lease holds as long as clocks differ by less than lease_drift (0.1); ReadIndex needs no clock at all.
     skew = 0.045 if lease_reads else rng.choice((0.0, 0.05, 0.2))
-    return Scenario(
+    scenario = Scenario(
         Configuration(voters, learners),
         draw_options(rng, lease_reads),
         draw_faults(rng, lease_reads),
@@ -63,6 +90,62 @@ def draw_scenario(rng: random.Random) -> Scenario:
         {node: rng.uniform(0, 1e6) for node in nodes},
         clients=rng.randint(1, 2),
     )
+    return draw_load(rng, draw_members(rng, draw_snapshots(rng, scenario)))
+
+
+def draw_snapshots(rng: random.Random, scenario: Scenario) -> Scenario:
+    """In two of three schedules the log is compacted all the time."""
+    if rng.random() < 0.35:
+        return scenario
+    low = rng.randint(3, 10)
+    snapshots = Snapshots(
+        every=(low, rng.choice((low, 20))),
+        compact=rng.choice((0.5, 1.0)),
+        chunk_bytes=rng.choice((1 << 20, 1 << 20, 12, 5)),
+        load_ms=rng.choice(((0.0, 0.0), (0.0, 5.0), (0.0, 400.0))),
+        abort=rng.choice((0.0, 0.0, 0.5)),
+    )
+    return replace(scenario, snapshots=snapshots)
+
+
+def draw_members(rng: random.Random, scenario: Scenario) -> Scenario:
+    """In every second schedule members come and go."""
+    if rng.random() < 0.5:
+        return scenario
+    known = (*scenario.configuration.voters, *scenario.configuration.learners)
+    spares = tuple(range(len(known) + 1, max(6, len(known) + 2)))
+    skew = max(abs(rate - 1) for rate in scenario.clock_rates.values())
+    identities = rng.random() < 0.6
+    configuration = scenario.configuration
+    if identities:
+        servers = tuple(Server(node, f"host{node}", 1, 2, 3) for node in known)
+        configuration = replace_struct(configuration, servers=servers)
+    return replace(
+        scenario,
+        configuration=configuration,
+        spares=spares,
+        changes=Changes(
+            every_ms=rng.choice((30.0, 80.0, 200.0)),
+            transfer=rng.choice((0.0, 1.0)),
+            wipe=rng.choice((0.0, 0.3, 1.0)) if identities else 0.0,
+            identities=identities,
+        ),
+        clock_rates={**scenario.clock_rates, **{node: 1 + rng.uniform(-skew, skew) for node in spares}},
+        clock_starts={**scenario.clock_starts, **{node: rng.uniform(0, 1e6) for node in spares}},
+    )
+
+
+def draw_load(rng: random.Random, scenario: Scenario) -> Scenario:
+    """In every fifth schedule the leader never runs out of new proposals, not for a heartbeat's time."""
+    if rng.random() < 0.8:
+        return scenario
+    options = replace(
+        scenario.options,
+        max_append_bytes=1 << 20,
+        max_inflight_bytes=1 << 20,
+        max_inflight_messages=rng.choice((8, 128)),
+    )
+    return replace(scenario, options=options, load_every_ms=rng.choice((3.0, 8.0, 20.0)))
 
 
 def draw_read_race(rng: random.Random) -> Scenario:
@@ -98,6 +181,9 @@ def draw_read_race(rng: random.Random) -> Scenario:
     return replace(
         scenario,
         configuration=Configuration(voters),
+        spares=(),
+        changes=None,
+        load_every_ms=0.0,
         options=options,
         faults=faults,
         clock_rates={node: 1 + rng.uniform(-0.045, 0.045) for node in voters},

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from raft.core.core import RaftCore
-from raft.core.effects import Effects, LogOperation, TruncateLog
-from raft.core.entry import Entry
-from raft.core.membership import Configuration
-from raft.core.messages import Message
+from raft.core.effects import Effects, LogOperation, ResetLog, TruncateLog
+from raft.core.entry import Entry, EntryKind
+from raft.core.membership import Configuration, decode_configuration
+from raft.core.messages import InstallSnapshotResponse, Message
 from raft.core.state import CoreOptions, Role
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, Snapshot
+from tests.simulation.streaming import Library, Receiver, Sender
 
 
 class Observer(Protocol):
@@ -32,6 +33,10 @@ class Observer(Protocol):
 
     def applying(self, node: Node, entry: Entry) -> None: ...
 
+    def saving(self, node: Node, snapshot: Snapshot) -> None: ...
+
+    def loading(self, node: Node, snapshot: Snapshot) -> None: ...
+
 
 class Node:
     """One server: core, disk and what it applied. `core` is None while the process is down."""
@@ -46,18 +51,29 @@ class Node:
         send: Callable[[int, int, Message], None],
         disk: Disk | None = None,
         observer: Observer | None = None,
+        identity: str = "",
+        library: Library | None = None,
+        chunk_bytes: int = 1 << 20,
     ) -> None:
-        """clock: this node's monotonic ms. send(from, to, message): into the network."""
+        """configuration: the founding one. clock: this node's monotonic ms. send(from, to, message): into the
+        network. identity: of its data directory. chunk_bytes: of a snapshot, per message."""
         self.node_id = node_id
-        self.configuration = configuration
+        self.founding = configuration
         self.options = options
         self.clock = clock
         self.send = send
         self.disk = disk or Disk()
         self.observer = observer
+        self.identity = identity
+        self.library = library or Library()
+        self.chunk_bytes = chunk_bytes
+        self.loads_at_once = True  # else someone calls finish_loading() once a snapshot has arrived
         self.core: RaftCore | None = None
         self.incarnation = 0
         self.applied: list[Entry] = []
+        self.applied_configuration = b""  # of the newest CONFIGURATION entry applied
+        self.sender = Sender(node_id, self.library, chunk_bytes)
+        self.receiver = Receiver(self.library, self._save)
         self.reads_ready: list[tuple[int, int]] = []
         self.reads_failed: list[int] = []
         self.news: list[str] = []
@@ -75,21 +91,35 @@ class Node:
         return self.core.state.role if self.core is not None else None
 
     def start(self, rng: random.Random) -> None:
-        """Start the process on what the disk holds. The state machine begins empty: there is no snapshot."""
+        """Start the process on what the disk holds: the machine begins with the snapshot."""
         self.incarnation += 1
-        self.applied = []
+        snapshot = self.disk.snapshot
+        self._become(snapshot)
+        self.sender = Sender(self.node_id, self.library, self.chunk_bytes)
+        self.receiver = Receiver(self.library, self._save)
         self.reads_waiting.clear()
         self.core = RaftCore(
             self.node_id,
-            self.configuration,
+            self._configuration_of(snapshot),
             self.disk,
             hard_state=self.disk.hard_state,
             options=self.options,
             rng=rng,
             now=self.clock(),
+            identity=self.identity,
+            snapshot_index=snapshot.index,
+            later_configurations=list(self.disk.log.configurations),
         )
         if self.observer is not None:
             self.observer.started(self)
+
+    def _become(self, snapshot: Snapshot) -> None:
+        self.applied = list(snapshot.applied)
+        self.applied_configuration = snapshot.configuration
+
+    def _configuration_of(self, snapshot: Snapshot) -> Configuration:
+        data = snapshot.configuration
+        return decode_configuration(data) if data else self.founding
 
     def crash(self, rng: random.Random, *, power_cut: bool) -> None:
         """The process dies between two effects."""
@@ -101,6 +131,8 @@ class Node:
     def receive(self, sender: int, message: Message) -> None:
         self.running.receive(sender, message, self.clock())
         self._changed()
+        if isinstance(message, InstallSnapshotResponse):
+            self._on_snapshot_response(sender, message)
 
     def tick(self) -> None:
         self.running.tick(self.clock())
@@ -123,9 +155,47 @@ class Node:
         self.running.disconnected(peer, self.clock())
         self._changed()
 
+    def transfer(self, target: int | None) -> str | None:
+        refusal = self.running.transfer(target, self.clock())
+        self._changed()
+        return refusal
+
+    def change_configuration(self, configuration: Configuration) -> int | str:
+        answer = self.running.change_configuration(configuration, self.clock())
+        self._changed()
+        return answer
+
     def _changed(self) -> None:
         if self.observer is not None:
             self.observer.changed(self)
+
+    # --- snapshots --------------------------------------------------------------------------------------
+
+    def take_snapshot(self) -> Snapshot | None:
+        """Write a snapshot of what is applied; None if the newest one covers that."""
+        if not self.applied or len(self.applied) <= self.disk.snapshot.index:
+            return None
+        last = self.applied[-1]
+        snapshot = Snapshot(last.index, last.term, self.applied_configuration, tuple(self.applied))
+        self._save(snapshot)
+        return snapshot
+
+    def _save(self, snapshot: Snapshot) -> None:
+        if self.observer is not None:
+            self.observer.saving(self, snapshot)
+        self.disk.save_snapshot(snapshot)
+
+    def finish_loading(self) -> None:
+        """The snapshot that was received is loaded now: the machine becomes it, if the core says so."""
+        snapshot, self.receiver.complete = self.receiver.complete, None
+        if snapshot is None:
+            return
+        configuration = self._configuration_of(snapshot)
+        if self.running.snapshot_installed(snapshot.index, snapshot.term, configuration, self.clock()):
+            if self.observer is not None:
+                self.observer.loading(self, snapshot)
+            self._become(snapshot)
+        self._changed()
 
     # --- effects ----------------------------------------------------------------------------------------
 
@@ -135,10 +205,13 @@ class Node:
             effects = self.running.take_effects()
             self._changed()
             self.news.extend(effects.news)
-            if not _has_work(effects):
+            work = _has_work(effects)
+            if work:
+                yield from self._write_and_send(effects)
+                yield from self._apply_and_answer(effects)
+            yield from self._stream(effects)
+            if not work:
                 return
-            yield from self._write_and_send(effects)
-            yield from self._apply_and_answer(effects)
 
     def _write_and_send(self, effects: Effects) -> Iterator[str]:
         if effects.hard_state is not None:
@@ -149,7 +222,7 @@ class Node:
             self._send(peer, message)
         if effects.log:
             for operation in effects.log:
-                yield "truncate" if isinstance(operation, TruncateLog) else "append"
+                yield step_of(operation)
                 if self.observer is not None:
                     self.observer.writing(self, operation)
                 self.disk.write(operation)
@@ -166,10 +239,12 @@ class Node:
         if effects.committed is not None:
             yield "apply"
             while len(self.applied) < effects.committed:
-                entry = self.disk.log[len(self.applied)]
+                entry = self.disk.entry(len(self.applied) + 1)
                 if self.observer is not None:
                     self.observer.applying(self, entry)
                 self.applied.append(entry)
+                if entry.kind == EntryKind.CONFIGURATION:
+                    self.applied_configuration = entry.data
         if effects.reads_ready or effects.reads_failed:
             yield "answer reads"
             self.reads_waiting.extend(effects.reads_ready)
@@ -178,6 +253,30 @@ class Node:
             applied = len(self.applied)
             self.reads_ready.extend(read for read in self.reads_waiting if read[1] <= applied)
             self.reads_waiting = [read for read in self.reads_waiting if read[1] > applied]
+
+    def _stream(self, effects: Effects) -> Iterator[str]:
+        state = self.running.state
+        if state.role is not Role.LEADER:
+            self.sender.streams.clear()
+        for peer in effects.snapshots_wanted:
+            chunk = self.sender.want(peer, state.term, self.disk.snapshot, self.clock())
+            if chunk is not None and state.role is Role.LEADER:
+                yield "chunk"
+                self._send(peer, chunk)
+        for leader, arrived in effects.snapshot_chunks:
+            yield "receive chunk"
+            self._send(leader, self.receiver.on_chunk(leader, arrived, state.term))
+            if self.receiver.complete is not None and self.loads_at_once:
+                yield "load"
+                self.finish_loading()
+
+    def _on_snapshot_response(self, peer: int, response: InstallSnapshotResponse) -> None:
+        """Between turns, as the owner thread does it: what it sends leaves with this turn's effects."""
+        state = self.running.state
+        if state.role is Role.LEADER and peer in state.progress:
+            chunk = self.sender.on_response(peer, response, state.term, self.clock())
+            if chunk is not None:
+                self._send(peer, chunk)
 
     def _send(self, peer: int, message: Message) -> None:
         if self.observer is not None:
@@ -194,4 +293,12 @@ def _has_work(effects: Effects) -> bool:
         or effects.committed is not None
         or effects.reads_ready
         or effects.reads_failed
+        or effects.snapshot_chunks
     )
+
+
+def step_of(operation: LogOperation) -> str:
+    """The name of a step that writes the log."""
+    if isinstance(operation, TruncateLog):
+        return "truncate"
+    return "reset" if isinstance(operation, ResetLog) else "append"

@@ -16,8 +16,10 @@ from raft.core.messages import Message
 from raft.core.state import Role
 from tests.simulation.checker import Checker, violated
 from tests.simulation.faults import Scenario, draw_read_race, draw_scenario
+from tests.simulation.members import Members, leaders
 from tests.simulation.network import Link, Network
 from tests.simulation.node import Node
+from tests.simulation.streaming import Library
 from tests.simulation.workload import Workload
 
 
@@ -38,8 +40,11 @@ class Host:
         self.broken_peers: list[int] = []
         self.turn: Iterator[str] | None = None
         self.paused_until = 0.0
+        self.down_until = 0.0
         self.crash_in: int | None = None  # crash after that many more effects
         self.wake_at = float("inf")
+        self.next_snapshot = 0  # entries from the last one
+        self.loading = False  # a received snapshot becomes the machine at some later time
 
     @property
     def up(self) -> bool:
@@ -65,23 +70,29 @@ class Simulation:
         self.hosts: dict[int, Host] = {}
         self.nodes: dict[int, Node] = {}
         self.checker = Checker(self.nodes)
+        self.members = Members(self.nodes, self.checker, self.scenario.configuration)
+        self.library = Library()
         self.workload = Workload()
         self.calm = False
         self.network = Network(
             self.rng,
             self.faults,
             now=lambda: self.now,
-            deliver_at=lambda at, link, message: self._at(at, lambda: self._deliver(link, message)),
+            deliver_at=self._deliver_at,
             break_at=lambda at, link: self._at(at, lambda: self._break_link(link)),
         )
         configuration = self.scenario.configuration
-        for node_id in (*configuration.voters, *configuration.learners):
+        for node_id in (*configuration.voters, *configuration.learners, *self.scenario.spares):
             self._add_host(node_id)
         for host in self.hosts.values():
             self._start(host)
         for _ in range(self.scenario.clients):
             self._at(self.rng.uniform(0, 50), self._client)
         self._at(self.rng.uniform(100, 600), self._fault)
+        if self.scenario.changes is not None:
+            self._at(self.rng.uniform(100, 600), self._change_members)
+        if self.scenario.load_every_ms:
+            self._at(self.rng.uniform(0, 50), self._load)
 
     def _add_host(self, node_id: int) -> None:
         scenario = self.scenario
@@ -92,7 +103,11 @@ class Simulation:
             clock=lambda: self.hosts[node_id].local_ms(self.now),
             send=self.network.send,
             observer=self.checker,
+            identity=f"{node_id}.1" if scenario.changes is not None and scenario.changes.identities else "",
+            library=self.library,
+            chunk_bytes=scenario.snapshots.chunk_bytes if scenario.snapshots is not None else 1 << 20,
         )
+        node.loads_at_once = scenario.snapshots is None or scenario.snapshots.load_ms[1] == 0.0
         self.hosts[node_id] = Host(
             node,
             scenario.clock_rates[node_id],
@@ -128,6 +143,32 @@ class Simulation:
         host.crash_in = None
         host.node.start(random.Random(host.rng.random()))
         self._run_turn(host)
+
+    def _deliver_at(self, at: float, link: Link, message: Message) -> None:
+        if self.scenario.changes is None or not self.scenario.changes.wipe:
+            self._at(at, lambda: self._deliver(link, message))
+            return
+        # A connection knows both ends' identities, and ends with either process.
+        sender, receiver = (self.nodes[node_id] for node_id in link)
+        identities = sender.identity, receiver.identity
+
+        def deliver() -> None:
+            if (sender.identity, receiver.identity) == identities and self._are_acquainted(sender, receiver):
+                self._deliver(link, message)
+
+        self._at(at, deliver)
+
+    def _are_acquainted(self, sender: Node, receiver: Node) -> bool:
+        """Neither has recorded another identity for the other, as the handshake would find out. A node
+        without a leader believes the other, and goes on believing its leader: its record may be from before
+        the other was removed and added."""
+        for each, other in ((sender, receiver), (receiver, sender)):
+            state = None if each.core is None else each.running.state
+            if state is None or state.leader_id in (None, other.node_id):
+                continue
+            if self.members.is_lost(other.node_id, state.configuration):
+                return False
+        return True
 
     def _deliver(self, link: Link, message: Message) -> None:
         sender, receiver = link
@@ -209,6 +250,8 @@ class Simulation:
         host.turn = None
         self.checker.settled(host.node)
         self.workload.collect_answers(host.node)
+        if self.scenario.snapshots is not None:
+            self._maintain_snapshots(host)
         if host.inbox or host.broken_peers:
             self._wake_at(host, self.now)
         else:
@@ -226,6 +269,35 @@ class Simulation:
                     self._go_on(host)
 
         self._at(when, resume)
+
+    def _maintain_snapshots(self, host: Host) -> None:
+        """Between turns: take a snapshot, compact the log, begin to load what arrived."""
+        plan, node, rng = self.scenario.snapshots, host.node, self.rng
+        assert plan is not None
+        before = node.disk.snapshot.index
+        if len(node.applied) - before >= host.next_snapshot:
+            host.next_snapshot = rng.randint(*plan.every)
+            if node.take_snapshot() is not None and rng.random() < plan.compact:
+                newest = node.disk.snapshot.index
+                node.disk.compact(rng.choice((before, newest, newest - 1)))
+        if node.receiver.complete is not None and not host.loading:
+            host.loading = True
+            self._finish_loading_at(host, self.now + rng.uniform(*plan.load_ms))
+
+    def _finish_loading_at(self, host: Host, when: float) -> None:
+        incarnation = host.node.incarnation
+
+        def finish() -> None:
+            if host.node.incarnation != incarnation or not host.up:
+                return
+            if host.turn is not None or self.now < host.paused_until:
+                self._finish_loading_at(host, max(self.now + 1, host.paused_until))
+                return
+            host.loading = False
+            host.node.finish_loading()
+            self._run_turn(host)
+
+        self._at(when, finish)
 
     # --- clients ----------------------------------------------------------------------------------------
 
@@ -246,6 +318,25 @@ class Simulation:
         if rng.random() < 0.8:  # else the operations wait for the turn that the next message brings
             self._wake(host)
 
+    def _load(self) -> None:
+        """A client that always has proposals in flight, so that a leader hardly ever owes a heartbeat."""
+        self._at(self.now + self.rng.uniform(0.5, 1.0) * self.scenario.load_every_ms, self._load)
+        for host in self.hosts.values():
+            in_flight = len(self.workload.writes.get(host.node.node_id, ()))
+            if host.node.role is Role.LEADER and self._can_take_clients(host) and in_flight < 12:
+                self.workload.write(host.node)
+                self._wake(host)
+
+    def _change_members(self) -> None:
+        changes = self.scenario.changes
+        assert changes is not None
+        self._at(self.now + self.rng.expovariate(1 / changes.every_ms), self._change_members)
+        ready = [node for node in leaders(self.nodes) if self._can_take_clients(self.hosts[node.node_id])]
+        if ready and not self.calm:
+            leader = self.rng.choice(ready)
+            self.members.change(self.rng, leader, changes)
+            self._wake(self.hosts[leader.node_id])
+
     def _can_take_clients(self, host: Host) -> bool:
         return host.up and host.turn is None and self.now >= host.paused_until
 
@@ -264,6 +355,10 @@ class Simulation:
             self._fault_suspect: faults.suspect,
             self._fault_clock_jump: faults.clock_jump,
         }
+        if self.scenario.snapshots is not None:
+            kinds[self._fault_abort] = self.scenario.snapshots.abort
+        if self.scenario.changes is not None:
+            kinds[self._fault_wipe] = self.scenario.changes.wipe
         rng.choices(list(kinds), list(kinds.values()))[0]()
 
     def _any_host(self) -> Host:
@@ -283,13 +378,28 @@ class Simulation:
         host.inbox.clear()
         host.broken_peers.clear()
         host.wake_at = float("inf")
+        host.loading = False
         self.workload.forget(host.node)
         host.node.crash(self.rng, power_cut=self.rng.random() < self.faults.power_cut)
         down = self.rng.expovariate(1 / self.faults.down_ms)
         self._at(self.now + down, lambda: self._restart(host))
 
+    def _fault_abort(self) -> None:
+        self._any_host().node.receiver.abort()
+
+    def _fault_wipe(self) -> None:
+        """A disk is lost; its replacement comes after long enough for a leader without it to have noticed."""
+        host = self._any_host()
+        if host.crash_in is not None or not self.members.may_be_wiped(host.node.node_id):
+            return
+        if host.up:
+            self._crash(host)
+        self.members.wipe(host.node)
+        host.down_until = self.now + 5 * self.scenario.options.election_timeout_max_ms
+        self._at(host.down_until, lambda: self._restart(host))
+
     def _restart(self, host: Host) -> None:
-        if not host.up:
+        if not host.up and self.now >= host.down_until:
             self._start(host)
 
     def _fault_partition(self) -> None:
@@ -319,16 +429,14 @@ class Simulation:
 
         In half of the schedules the minority stays away, cut off as it is.
         """
-        rng, configuration = self.rng, self.scenario.configuration
         self.calm = self.network.calm = True
-        healthy = set(self.hosts)
-        if rng.random() < 0.5:
-            healthy = set(rng.sample(configuration.voters, configuration.quorum()))
+        healthy = self._draw_healthy()
         cut_off = set(self.hosts) - healthy
         self.network.heal(healthy)
         for node_id in healthy:
             host = self.hosts[node_id]
             host.crash_in, host.paused_until = None, min(host.paused_until, self.now)
+            host.down_until = 0.0
             self._restart(host)
             self._wake(host)
         for node_id in cut_off:
@@ -339,7 +447,33 @@ class Simulation:
         self._until(lambda: self._has_progress(healthy, fresh), limit, f"progress of {sorted(healthy)}")
         patience = 6 * self.scenario.options.election_timeout_max_ms
         self._until(lambda: self._no_old_reads(healthy), patience, "answers to old reads")
-        self.checker.check_everything_kept()
+        self.checker.check_everything_kept(self.scenario.configuration)
+        if not cut_off and self.scenario.spares:
+            self._expect_peace()
+
+    def _expect_peace(self) -> None:
+        """Everybody is up, also who was removed, and thinks perhaps that he is a voter: the leader stays
+        (thesis 4.2.3)."""
+        self.network.heal()
+        until = self.now + 3 * self.scenario.options.election_timeout_max_ms
+        while self.now < until:
+            self.step()
+        terms = max(self.checker.leaders)
+        while self.now < until + 8 * self.scenario.options.election_timeout_max_ms:
+            self.step()
+        if max(self.checker.leaders) > terms:
+            violated(f"term {terms} did not last though nothing was wrong; {self.describe()}")
+
+    def _draw_healthy(self) -> set[int]:
+        """Everyone, or as few as can be elected and commit in whatever configuration may be in force."""
+        healthy = set(self.hosts)
+        if not self.members.is_available(healthy):
+            violated(f"not even all nodes are a majority of {self.members.possible()}; {self.describe()}")
+        if self.rng.random() < 0.5:
+            for node_id in self.rng.sample(sorted(healthy), len(healthy)):
+                if self.members.is_available(healthy - {node_id}):
+                    healthy.discard(node_id)
+        return healthy
 
     def _patience_ms(self) -> float:
         """Time for some elections, and to send a whole log entry by entry through the smallest window."""
@@ -347,6 +481,8 @@ class Simulation:
         per_entry = 2 * faults.delay_ms[1] + faults.fsync_ms[1] + 5
         entries = max(node.disk.last_index for node in self.nodes.values()) + 20
         elections = 25 * self.scenario.options.election_timeout_max_ms
+        if self.scenario.snapshots is not None:
+            elections += 10 * (per_entry + 100) + 2 * self.scenario.snapshots.load_ms[1]
         return elections + faults.long_delay_ms + entries * per_entry
 
     def _until(self, condition: Callable[[], bool], limit_ms: float, what: str) -> None:
@@ -356,8 +492,15 @@ class Simulation:
                 violated(f"no {what} within {limit_ms:.0f} ms; {self.describe()}")
             self.step()
 
+    @property
+    def installs(self) -> int:
+        """How many received snapshots have become a machine."""
+        return self.checker.installs
+
     def _has_progress(self, healthy: set[int], fresh: int) -> bool:
-        """A command numbered from `fresh` on is applied at every healthy node; each answered such a read."""
+        """A command numbered from `fresh` on is applied at every healthy member; each answered a new read."""
+        configuration = self.members.committed()
+        healthy = {n for n in healthy if configuration.has(n) and not self.members.is_lost(n, configuration)}
         done = [index for number, index in self.workload.acknowledged.items() if number >= fresh]
         last_read = self.workload.last_read_answered
         return bool(done) and all(
@@ -383,9 +526,11 @@ class Simulation:
                 continue
             state = host.node.running.state
             lines.append(
-                f"{node_id}: {state.role.value} of term {state.term}, leader {state.leader_id}, "
+                f"{node_id} ({host.node.identity}): {state.role.value} of term {state.term}, "
+                f"leader {state.leader_id}, "
                 f"log {state.log.last_index}/{state.log.last_term}, commit {state.commit_index}, "
                 f"applied {len(host.node.applied)}, reads {len(state.reads)}+{len(state.early_reads)}"
                 f"+{len(state.follower_reads)} {dict(state.progress)}"
             )
+        lines.append(f"configuration {self.members.committed()}")
         return "\n  ".join(lines)

@@ -96,8 +96,8 @@ def test_a_lost_commit_is_found_at_the_end() -> None:
     lab, checker = watched()
     lab.elect(1)
     checker.changed(lab.nodes[1])
-    checker.check_everything_kept()
+    checker.check_everything_kept(lab.configuration)
     for node_id in (1, 2):
         lab.nodes[node_id].disk.synced.clear()
     with pytest.raises(SafetyViolation, match="is left on"):
-        checker.check_everything_kept()
+        checker.check_everything_kept(lab.configuration)

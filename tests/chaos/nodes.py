@@ -222,8 +222,11 @@ class ChaosCluster(Cluster):
         ]
 
     def all_troubles(self, excused: Callable[[int, float, str], bool]) -> list[str]:
-        """Lines that no log may have, of nodes that are and that were. excused(node, wall clock, line): whether
-        a fault explains it; what follows without a time, such as a traceback, goes with it."""
+        """Lines that no log may have, of nodes that are and that were.
+
+        excused(node, wall clock, line): whether a fault explains it; what follows without a time, such as a
+        traceback, goes with it.
+        """
         found = []
         for n in sorted(self.ever):
             if not (self.directory / f"node-{n}.log").exists():

@@ -57,6 +57,8 @@ class Link:
             raise LostError("no answer") from error
         except OSError as error:
             raise LostError(str(error)) from error
+        if len(replies) != len(commands):
+            raise RuntimeError(f"{len(replies)} replies to {len(commands)} commands: {commands} {replies}")
         return replies
 
     def close(self) -> None:

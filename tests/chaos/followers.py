@@ -34,6 +34,7 @@ class Follower(threading.Thread):
         self.client, self.book, self._stopped = client, Book(client.name), stopped
         self.rest, self.resting = threading.Event(), threading.Event()
         self._looked = 0.0
+        self._looking = threading.Lock()  # the judge looks, too, while the follower rests
 
     def run(self) -> None:
         """The thread's body."""
@@ -71,6 +72,10 @@ class Follower(threading.Thread):
 
     def look(self) -> bool:
         """Read the latest outcomes into the book: no interval may ever change what it said."""
+        with self._looking:
+            return self._read_history()
+
+    def _read_history(self) -> bool:
         self._looked = time.monotonic()
         reply = self._try(["REWARD", "HISTORY", self.name, "COUNT", 32])
         if not isinstance(reply, list):

@@ -51,6 +51,10 @@ def _check_outcomes(book: Book, stored: list[dict[str, Any]]) -> list[str]:
     wrong = []
     if len(found) != len(stored):
         wrong.append(f"MongoDB: two outcomes of {book.name} for one interval")
+    # Here all outcomes ever stand, those too that the follower did not look at in time.
+    lost = sorted(n for n in book.reported if n <= max(found, default=0) and found.get(n, ("",))[0] != "hit")
+    if lost:
+        wrong.append(f"MongoDB: acknowledged reports of {book.name} that are no hits: {lost[:5]}")
     missing = [n for n, told in book.outcomes.items() if found.get(n) != told]
     if missing:
         n = missing[0]

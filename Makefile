@@ -40,5 +40,8 @@ bench:  ## load test (arrives with a later release)
 sim:  ## simulation of the consensus core (arrives with a later release)
 	@echo "make sim: not there yet, the simulation arrives with a later release" >&2; exit 1
 
-chaos:  ## faults on a running cluster (arrives with a later release)
-	@echo "make chaos: not there yet, the fault tests arrive with a later release" >&2; exit 1
+MINUTES ?= 5
+NODES ?= 3
+FAULTS ?= all
+chaos: setup  ## faults on a running cluster: MINUTES=5 NODES=3 FAULTS=all SEED= (root: network namespaces, full disks)
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED))

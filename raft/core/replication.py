@@ -102,7 +102,7 @@ def handle_append_entries_response(core: CoreState, sender: int, response: Appen
 
 def _on_match(core: CoreState, peer: int, progress: Progress, match_index: int) -> None:
     if match_index > progress.match_index:
-        progress.match_index = match_index
+        progress.match_index, progress.match_round = match_index, core.round
         maybe_commit(core)
     if progress.full:
         # What is in flight may have found no room. Heartbeats go on, and one will be answered otherwise.
@@ -131,6 +131,8 @@ def _end_catch_up_round(core: CoreState, progress: Progress) -> None:
 def _on_conflict(core: CoreState, peer: int, progress: Progress, response: AppendEntriesResponse) -> None:
     """Move next_index back past a whole conflicting term at once (paper 5.3, end)."""
     refused = response.prev_log_index
+    if refused <= progress.match_index and response.round > progress.match_round:
+        _on_lost_entries(core, peer, progress, response)
     if refused <= progress.match_index or refused >= progress.next_index:
         return  # an answer from before: that position is known to match, or was given up since
     if progress.probing and refused != progress.next_index - 1:
@@ -147,6 +149,20 @@ def _on_conflict(core: CoreState, peer: int, progress: Progress, response: Appen
         )  # the oldest that can be sent: only if that fails is it a snapshot's turn
     progress.become_probing(retry)
     send_append_entries(core, peer)
+
+
+def _on_lost_entries(core: CoreState, peer: int, progress: Progress, response: AppendEntriesResponse) -> None:
+    """It was asked after it had acknowledged this entry, and has it no more: its disk lost what was promised.
+
+    Nothing that Raft proves holds for such a server; but left alone it would lack the log for as long as this
+    leader leads, without a word. So: say it, count it anew, and send from where its log ends.
+    """
+    core.effects.news.append(
+        f"node {peer} has lost entries that it had acknowledged, from {response.conflict_index} of "
+        f"{progress.match_index} on: its disk or its settings (storage.fsync) cannot be trusted"
+    )
+    progress.match_index, progress.caught_up = 0, False
+    progress.become_probing(response.prev_log_index + 1)
 
 
 def maybe_commit(core: CoreState) -> None:

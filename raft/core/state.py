@@ -66,6 +66,7 @@ class Progress:
 
     next_index: int
     match_index: int = 0
+    match_round: int = 0  # the round when match_index became what it is: later refusals of it are no old ones
     probing: bool = True
     probe_sent: bool = False
     inflight: deque[tuple[int, int]] = field(default_factory=deque)  # (last index, bytes) per message

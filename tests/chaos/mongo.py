@@ -1,0 +1,83 @@
+"""MongoDB says what the ledger says."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import redis
+
+from database.client import new_client
+from database.embedded import EmbeddedServer
+from tests.chaos.followers import Book
+from tests.chaos.nodes import ChaosCluster
+from tests.node.cluster import eventually
+
+DATABASE = "super_node"
+SHARED = ("earned", "penalties", "claimed", "misses_in_row", "spam", "state", "applied_index")
+
+
+class _Address:
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+
+def check_mongo(cluster: ChaosCluster, mongo: EmbeddedServer, books: list[Book]) -> list[str]:
+    """What is wrong between MongoDB, the ledger of the cluster and the followers' own books."""
+    if not mongo.running:
+        mongo.start()
+    wrong: list[str] = []
+    goal = int(cluster.info(cluster.leader())["applied_index"])
+    with new_client(_Address(mongo.uri)) as client:
+        database = client[DATABASE]
+
+        def written() -> bool:
+            checkpoint = database["projection"].find_one()
+            return checkpoint is not None and checkpoint["applied_index"] >= goal
+
+        eventually(written, 60, "MongoDB having all outcomes")
+        for book in books:
+            wrong += _check_outcomes(book, list(database["intervals"].find({"node": book.name})))
+            paid = sum(d["amount"] for d in database["claims"].find({"node": book.name}) if d["accepted"])
+            if paid != book.claimed:
+                wrong.append(f"MongoDB: claims of {book.name} come to {paid}, answered {book.claimed}")
+            wrong += _check_reward(cluster, database, book.name)
+    return wrong
+
+
+def _check_outcomes(book: Book, stored: list[dict[str, Any]]) -> list[str]:
+    found = {d["interval"]: (d["outcome"], d["delta"]) for d in stored}
+    wrong = []
+    if len(found) != len(stored):
+        wrong.append(f"MongoDB: two outcomes of {book.name} for one interval")
+    # Here all outcomes ever stand, those too that the follower did not look at in time.
+    lost = sorted(n for n in book.reported if n <= max(found, default=0) and found.get(n, ("",))[0] != "hit")
+    if lost:
+        wrong.append(f"MongoDB: acknowledged reports of {book.name} that are no hits: {lost[:5]}")
+    missing = [n for n, told in book.outcomes.items() if found.get(n) != told]
+    if missing:
+        n = missing[0]
+        wrong.append(
+            f"MongoDB: {len(missing)} outcomes of {book.name} differ, such as interval {n}: "
+            f"{found.get(n)} instead of {book.outcomes[n]}"
+        )
+    return wrong
+
+
+def _check_reward(cluster: ChaosCluster, database: Any, name: str) -> list[str]:
+    """The document and FOLLOWER INFO at one applied index; they meet between two intervals."""
+    deadline = time.monotonic() + 30
+    told: dict[str, Any] = {}
+    document: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        with contextlib.suppress(redis.RedisError, OSError):
+            flat = cluster.client(cluster.ids[0]).execute_command("FOLLOWER", "INFO", name)
+            told = dict(zip(flat[::2], flat[1::2], strict=True))
+        document = database["rewards"].find_one({"_id": name}) or {}
+        if document.get("applied_index") == told.get("applied_index", -1):
+            same = all(document[field] == told[field] for field in SHARED)
+            same = same and document["amount"] == told["balance"]
+            return [] if same else [f"MongoDB: {name} is {document}, the ledger says {told}"]
+        time.sleep(0.02)
+    return [f"MongoDB: {name} never met the ledger: {document} and {told}"]

@@ -1,0 +1,427 @@
+"""One run: a cluster, clients and followers at work, rounds of faults, and after each the questions.
+
+A round: faults for a while; heal; measure how soon writes are acknowledged; the clients rest; everything is
+read through every node; then judge: linearizability key by key, counters, ledger, digests. Its directory
+holds what is needed to understand it: logs, history.jsonl, faults.jsonl, settings, timeline.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from database.embedded import EmbeddedServer
+from tests.chaos import members
+from tests.chaos.clients import Client, Findings, Link, LostError, NotSentError, Targets, Worker, code_of
+from tests.chaos.faults import Scene
+from tests.chaos.followers import Follower, check_book, flat
+from tests.chaos.history import FAILED, OK, UNKNOWN, History, Operation
+from tests.chaos.linearizability import LINEARIZABLE, check
+from tests.chaos.mongo import check_mongo
+from tests.chaos.nemesis import CALM, EXCUSES, EXPECTED, FAR_REACHING, Nemesis, plan
+from tests.chaos.network import Loopback, Namespaces, Network, namespaces_work
+from tests.chaos.nodes import ELECTION_S, ChaosCluster
+from tests.chaos.timeline import draw
+from tests.node.cluster import free_ports
+
+RECOVERY_S = 10 * ELECTION_S
+LAST_WORDS_NS = 10_000_000_000  # so long after a fault a node may still speak of it
+SILENCE_EXCUSE_NS = 3_000_000_000  # after a node was struck it may still have to start
+
+
+@dataclass
+class Options:
+    """What to run. kinds: of faults; rate_pause_s: the longest rest of a client between operations."""
+
+    directory: Path
+    seconds: float
+    seed: int
+    nodes: int = 3
+    kinds: tuple[str, ...] = ()
+    clients: int = 10
+    followers: int = 3
+    round_s: float = 20.0
+    rate_pause_s: float = 0.015
+    mongo: bool = True
+    loopback: bool = False
+    lease_reads: bool = False
+
+
+@dataclass
+class Report:
+    """What came of it. violations: empty if all is well."""
+
+    violations: list[str] = field(default_factory=list)
+    rounds: int = 0
+    operations: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    keys: int = 0
+    longest_search: int = 0
+    recoveries_s: list[float] = field(default_factory=list)
+    silences: int = 0
+    intervals: int = 0
+    slowest_s: float = 0.0  # the longest wait for an answer of a node that no fault held
+    usage: dict[int, str] = field(default_factory=dict)
+
+
+class Run:
+    """See above. Main thread only."""
+
+    def __init__(self, options: Options, progress: Callable[[str], None]) -> None:
+        self.options, self._progress = options, progress
+        self.report = Report()
+        self.directory = options.directory
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.rng = random.Random(options.seed)
+        self.findings = Findings()
+        self.history = History(self.directory / "history.jsonl")
+        self._stopped = threading.Event()
+        self._targets = Targets({})
+        self._looked = 0.0
+        self._status = "starting"
+
+    # --- the whole ----------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Start, rounds, end. Whatever goes wrong stands in the report."""
+        began = time.monotonic()
+        self._wall_offset_s = time.time() - began
+        with contextlib.ExitStack() as stack:
+            try:
+                self._open(stack)
+                while time.monotonic() - began < self.options.seconds and not self.report.violations:
+                    left = self.options.seconds - (time.monotonic() - began)
+                    self._round(max(4.0, min(self.options.round_s, left - 6)))
+                self._last_questions()
+            except Exception as error:  # noqa: BLE001 - a harness that fails proves nothing
+                self.report.violations.append(f"{type(error).__name__}: {error}")
+                self._traceback()
+            finally:
+                self._stopped.set()
+                self._conclude()
+        return self.report
+
+    def _traceback(self) -> None:
+        import traceback
+
+        (self.directory / "traceback.txt").write_text(traceback.format_exc())
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        options = self.options
+        self.network = stack.enter_context(_network(options, self.rng))
+        port = free_ports(1)[0]
+        self.mongo = None
+        if options.mongo:
+            self.mongo = EmbeddedServer(self.directory / "mongo", host=self.network.gateway, port=port)
+            self.mongo.start()
+            stack.callback(self.mongo.kill)
+        self.cluster = ChaosCluster(
+            self.directory, self.network, options.nodes, disks="full" in options.kinds and os.geteuid() == 0,
+            clocks="clock" in options.kinds, mongo_port=port,
+            raft={"lease_reads": options.lease_reads},
+        )  # fmt: skip
+        stack.callback(self.cluster.stop)
+        self.cluster.start()
+        self.cluster.answering()
+        self.cluster.leader()
+        self.scene = Scene(self.cluster, self.rng, self.mongo)
+        self.nemesis = Nemesis(self.scene, self._watch)
+        self._aim()
+        seed = f"{options.seed}"
+        self.workers = [
+            Worker(self._client(f"c{n}", seed), self.history, self._stopped, options.rate_pause_s)
+            for n in range(options.clients)
+        ]
+        self.followers = [
+            Follower(self._client(f"w{n}", seed), self._stopped) for n in range(options.followers)
+        ]
+        for thread in self._threads():
+            thread.start()
+
+    def _client(self, name: str, seed: str) -> Client:
+        return Client(name, seed, lambda: self._targets, self.findings)
+
+    def _threads(self) -> list[Worker | Follower]:
+        return [*self.workers, *self.followers]
+
+    def _aim(self) -> None:
+        addresses = {
+            n: (self.cluster.addresses[n]["host"], self.cluster.addresses[n]["client_port"])
+            for n in self.cluster.ids
+        }
+        self._targets = Targets(addresses, self.report.rounds)
+
+    def _watch(self) -> None:
+        if time.monotonic() - self._looked > 0.5:
+            self._looked = time.monotonic()
+            self.cluster.look()
+            if set(self._targets.addresses) != set(self.cluster.ids):
+                self._aim()
+
+    # --- a round ------------------------------------------------------------------------------------------
+
+    def _round(self, seconds: float) -> None:
+        planned = plan(self.rng, list(self.options.kinds), seconds)
+        self.nemesis.carry_out(planned, seconds, lambda now: self._show(f"faults: {now}"))
+        self._heal()
+        for kind in CALM:
+            if kind in self.options.kinds:
+                self._show(f"faults: {kind}")
+                self.nemesis.strike(kind)
+                self._heal()
+        self._question()
+        self.report.rounds += 1
+        self._aim()
+        for thread in self._threads():
+            thread.rest.clear()
+
+    def _show(self, doing: str) -> None:
+        counts = self.history.counts
+        self._progress(
+            f"round {self.report.rounds + 1}  {counts[OK]} ok  {counts[FAILED]} refused  "
+            f"{counts[UNKNOWN]} unknown  {len(self.nemesis.strikes)} faults  {doing}"
+        )
+
+    def _heal(self) -> None:
+        """All is whole: how long until a write is acknowledged?"""
+        self._show("healing")
+        self.network.heal()
+        self.scene.blocks.clear()
+        for node in self.cluster.ids:
+            if self.cluster.processes[node].poll() is not None:
+                self.cluster.look()
+                self.cluster.start(node)
+        self._majority_up()
+        took = self._time_to_write()
+        self.report.recoveries_s.append(took)
+        if took > RECOVERY_S:
+            self._violation(f"first write acknowledged {took:.1f} s after healing (limit {RECOVERY_S} s)")
+        self.cluster.answering()
+        members.settle(self.scene)
+        self.cluster.look()
+        if self.mongo is not None and not self.mongo.running:
+            self.mongo.start()
+        self._aim()
+
+    def _majority_up(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            up = 0
+            for n in self.cluster.ids:
+                with contextlib.suppress(redis.RedisError, OSError):
+                    up += bool(self.scene.info(n))
+            if up > len(self.cluster.ids) // 2:
+                return
+        raise AssertionError("no majority answers RAFT INFO within 60 s after healing")
+
+    def _time_to_write(self) -> float:
+        began = time.monotonic()
+        while time.monotonic() - began < 60:
+            for n in list(self.cluster.ids):
+                with contextlib.suppress(NotSentError, LostError):
+                    address = self.cluster.addresses[n]
+                    link = Link((address["host"], address["client_port"]))
+                    try:
+                        (reply,) = link.ask(["SET", "recovered", self.report.rounds], timeout_s=2)
+                    finally:
+                        link.close()
+                    if not code_of(reply):
+                        return time.monotonic() - began
+            time.sleep(0.02)
+        raise AssertionError("no write was acknowledged within 60 s after healing")
+
+    # --- the questions ------------------------------------------------------------------------------------
+
+    def _question(self) -> None:
+        self._show("reading everything")
+        for thread in self._threads():
+            thread.resting.clear()
+            thread.rest.set()
+        for thread in self._threads():
+            if not thread.resting.wait(60):
+                self._violation(f"client {thread.name} hangs")
+        operations = self.history.take()
+        keys = sorted({operation.key for operation in operations})
+        self._final_reads(keys)
+        operations += self.history.take()
+        self._show("judging")
+        self._judge(operations)
+        for follower in self.followers:
+            self._judge_follower(follower)
+        self.cluster.agree(60)
+        self._judge_nodes()
+
+    def _final_reads(self, keys: list[str]) -> None:
+        """Every key through every node, as operations like any other."""
+        for n, address in self._targets.addresses.items():
+            link = Link(address)
+            for key in keys:
+                name = f"{key}:a" if key.startswith("m:") else key
+                operation = Operation(key, "get", None, time.monotonic_ns(), client="last", node=n)
+                (reply,) = link.ask(["GET", name])
+                if code_of(reply):
+                    operation.outcome, operation.error = FAILED, code_of(reply)
+                else:
+                    operation.outcome = OK
+                    counter = key[0] in "co"
+                    operation.result = None if reply is None else int(reply) if counter else reply.decode()
+                operation.ended = time.monotonic_ns()
+                self.history.add(operation)
+            link.close()
+
+    def _judge(self, operations: list[Operation]) -> None:
+        for verdict in check(operations):
+            self.report.keys += 1
+            self.report.longest_search = max(self.report.longest_search, verdict.steps)
+            if verdict.answer != LINEARIZABLE:
+                around = "".join(f"\n    {each}" for each in verdict.around)
+                self._violation(f"{verdict.key}: {verdict.answer}: {verdict.reason}{around}")
+        self._judge_counters(operations)
+        for o in operations:
+            took = (o.ended - o.began) / 1e9
+            once = o.key.startswith("o:") and o.what == "incr"
+            if took > self.report.slowest_s and not once and not self._excused(o.node, o.began, o.ended):
+                self.report.slowest_s = took
+
+    def _judge_counters(self, operations: list[Operation]) -> None:
+        """Said once more without the search: what the counters must come to."""
+        acked: dict[str, int] = {}
+        unknown: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for o in operations:
+            if o.what == "incr":
+                tally = {OK: acked, UNKNOWN: unknown}.get(o.outcome, {})
+                tally[o.key] = tally.get(o.key, 0) + 1
+            elif o.client == "last" and o.key[0] in "co" and o.outcome == OK:
+                last[o.key] = o.result or 0
+        for key, value in last.items():
+            least = acked.get(key, 0)
+            most = least + unknown.get(key, 0)
+            if not least <= value <= most:
+                self._violation(f"{key} is {value}, acknowledged {least}, unknown {most - least}")
+
+    def _judge_follower(self, follower: Follower) -> None:
+        deadline = time.monotonic() + 30
+        while not follower.look():
+            if time.monotonic() > deadline:
+                self._violation(f"REWARD HISTORY of {follower.name} is not answered")
+                return
+            time.sleep(0.05)
+        while True:  # between two closings of an interval
+            node = self.rng.choice(self.cluster.ids)
+            before = self._current(node)
+            info = flat(_raw(self.cluster, node, "FOLLOWER", "INFO", follower.name))
+            follower.look()
+            if info and self._current(node) == before:
+                break
+            if time.monotonic() > deadline:
+                self._violation("no quiet moment between intervals to read the ledger in")
+                return
+        self.report.intervals = max(self.report.intervals, before)
+        for wrong in check_book(follower.book, info, before):
+            self._violation(wrong)
+
+    def _current(self, node: int) -> int:
+        return int(flat(_raw(self.cluster, node, "INTERVAL", "CURRENT")).get("interval", 0))
+
+    def _judge_nodes(self) -> None:
+        watch = self.cluster.watch
+        for found in (watch.deaths, self.findings.wrong):
+            self.report.violations += found
+            found.clear()
+        for line in self.cluster.all_troubles(self._explained)[:20]:
+            self._violation(f"in the log: {line}")
+        self.report.violations += self.cluster.excesses()
+        silences, self.findings.silences = self.findings.silences, []
+        for node, began, ended in silences:
+            self.report.silences += 1
+            if not self._excused(node, began, ended):
+                self._violation(f"node {node} gave no answer for {(ended - began) / 1e9:.1f} s, at {began}")
+
+    def _explained(self, node: int, wall_s: float, line: str) -> bool:
+        """Whether a fault that struck this node then (or, of some kinds, any node before) may say this."""
+        at = (wall_s - self._wall_offset_s) * 1e9
+        for strike in self.nemesis.strikes:
+            if strike.began - 1e9 > at or not any(re.search(p, line) for p in EXPECTED.get(strike.kind, ())):
+                continue
+            if strike.kind in FAR_REACHING or (
+                strike.node == node and at < (strike.ended or at) + LAST_WORDS_NS
+            ):
+                return True
+        return False
+
+    def _excused(self, node: int, began: int, ended: int) -> bool:
+        return any(
+            strike.kind in EXCUSES and strike.node == node
+            and strike.began < ended and (strike.ended or ended) + SILENCE_EXCUSE_NS > began
+            for strike in self.nemesis.strikes
+        )  # fmt: skip
+
+    def _last_questions(self) -> None:
+        self._stopped.set()
+        for thread in self._threads():
+            thread.join(30)
+        if self.mongo is not None:
+            self._show("comparing with MongoDB")
+            for wrong in check_mongo(self.cluster, self.mongo, [f.book for f in self.followers]):
+                self._violation(wrong)
+
+    def _violation(self, text: str) -> None:
+        self.report.violations.append(text)
+
+    def _conclude(self) -> None:
+        self.history.close()
+        self.report.operations = dict(self.history.counts)
+        if not hasattr(self, "nemesis"):
+            return
+        self.report.faults = dict(sorted(self.nemesis.counts.items()))
+        self.report.usage = {
+            n: f"{u.rss_mb:.0f} MB, {u.descriptors} descriptors, {u.threads} threads"
+            for n, u in sorted(self.cluster.watch.usage.items())
+        }
+        strikes = self.nemesis.strikes
+        lines = [json.dumps(entry) for entry in self.nemesis.table()]
+        (self.directory / "faults.jsonl").write_text("\n".join(lines) + "\n")
+        (self.directory / "violations.txt").write_text("\n\n".join(self.report.violations))
+        logs = {n: self.cluster.log_of(n) for n in sorted(self.cluster.ever)}
+        page = draw(
+            self.directory / "history.jsonl", logs, strikes, self._wall_offset_s, self.report.violations
+        )
+        (self.directory / "timeline.html").write_text(page)
+
+
+@contextlib.contextmanager
+def _network(options: Options, rng: random.Random) -> Iterator[Network]:
+    network: Network
+    if options.loopback or not namespaces_work():
+        network = Loopback(random.Random(rng.random()), options.directory)
+    else:
+        network = Namespaces(random.Random(rng.random()))
+    try:
+        yield network
+    finally:
+        network.close()
+
+
+def _raw(cluster: ChaosCluster, node: int, *words: Any) -> Any:
+    """A reply as it is on the wire, or None where it is refused."""
+    address = cluster.addresses[node]
+    with contextlib.suppress(NotSentError, LostError):
+        link = Link((address["host"], address["client_port"]))
+        try:
+            (reply,) = link.ask(words)
+        finally:
+            link.close()
+        return None if code_of(reply) else reply
+    return None

@@ -142,4 +142,9 @@ def decode_configuration(data: bytes) -> Configuration:
         raise ConfigurationFormatError(
             f"not a configuration: voters {configuration.voters}, {configuration.learners}"
         )
+    if not set(configuration.promote) <= set(configuration.learners):
+        raise ConfigurationFormatError(f"not a configuration: {configuration.promote} are no learners")
+    known = [server.id for server in configuration.servers]
+    if len(set(known)) != len(known) or not set(known) <= set(everyone):
+        raise ConfigurationFormatError(f"not a configuration: it has the addresses of {known}")
     return configuration

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos
+.PHONY: help setup run test check bench sim chaos fuzz
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,13 @@ bench:  ## load test (arrives with a later release)
 
 sim:  ## simulation of the consensus core (arrives with a later release)
 	@echo "make sim: not there yet, the simulation arrives with a later release" >&2; exit 1
+
+RUNS ?= 1000000
+TARGET ?= all
+SEED ?= 1
+
+fuzz: setup  ## every decoder with RUNS inputs (TARGET=all, SEED=1), guided by coverage
+	$(BIN)/python -m tests.fuzz $(TARGET) --runs $(RUNS) --seed $(SEED)
 
 chaos:  ## faults on a running cluster (arrives with a later release)
 	@echo "make chaos: not there yet, the fault tests arrive with a later release" >&2; exit 1

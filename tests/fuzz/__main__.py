@@ -47,7 +47,7 @@ def run_child(name: str, runs: int, seed: int) -> dict[str, Any]:
         for line in child.stdout:
             if line.startswith("{"):
                 last = json.loads(line)
-                if sys.stdout.isatty():
+                if sys.stdout.isatty():  # a progress line; elsewhere the last one of each target is enough
                     print(f"\r{_shown(name, last, runs)}", end="", flush=True)
     state = "" if last.get("finished") else f"  ENDED EARLY, exit {child.returncode}"
     print(f"{chr(13) if sys.stdout.isatty() else ''}{_shown(name, last, runs)}{state}", flush=True)

@@ -126,6 +126,8 @@ def _guided(session: Session, seed: int) -> None:
             return bytes(mutate(bytes(data), longest, rng))[:longest]
         return bytes(atheris.Mutate(data, longest))
 
+    kept = HERE / f"crashes-{session.target.name}"  # what ends the process itself: a crash in C, a hang
+    kept.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as corpus:
         for each in session.target.seeds():
             (Path(corpus) / hashlib.sha256(each).hexdigest()[:16]).write_bytes(each)
@@ -136,7 +138,7 @@ def _guided(session: Session, seed: int) -> None:
                 f"-max_len={session.target.max_bytes}",
                 "-timeout=60",
             ),
-            *("-rss_limit_mb=1500", "-verbosity=0", f"-artifact_prefix={HERE}/crash-", corpus),
+            *("-rss_limit_mb=1500", "-verbosity=0", f"-artifact_prefix={kept}/", corpus),
         ]
         atheris.Setup([sys.argv[0], *options], lambda data: session.one(bytes(data)), custom_mutator=custom)
         atheris.Fuzz()

@@ -85,9 +85,9 @@ class Session:
         self.failures[place] = name
 
 
-def run_target(name: str, runs: int, seed: int) -> None:
+def run_target(name: str, runs: int, seed: int, *, guided: bool) -> None:
     """The body of a child process: JSON lines on stdout."""
-    guided = importlib.util.find_spec("atheris") is not None
+    guided = guided and importlib.util.find_spec("atheris") is not None
     if guided:
         import atheris
 

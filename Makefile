@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos
+.PHONY: help setup run test check bench sim chaos fuzz mutants
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -37,11 +37,20 @@ check: setup  ## lint, format, types
 bench:  ## load test (arrives with a later release)
 	@echo "make bench: not there yet, the load test arrives with a later release" >&2; exit 1
 
-sim:  ## simulation of the consensus core (arrives with a later release)
-	@echo "make sim: not there yet, the simulation arrives with a later release" >&2; exit 1
+SEEDS ?= 20000
+sim: setup  ## simulation of the consensus core: SEEDS=20000 schedules of faults, from FIRST=0 on
+	$(BIN)/python -m tests.simulation --first $(or $(FIRST),0) --seeds $(SEEDS)
 
 MINUTES ?= 5
 NODES ?= 3
 FAULTS ?= all
 chaos: setup  ## faults on a running cluster: MINUTES=5 NODES=3 FAULTS=all SEED= (root: network namespaces, full disks)
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+
+RUNS ?= 1000000
+TARGET ?= all
+fuzz: setup  ## every decoder with RUNS=1000000 inputs, guided by coverage (TARGET=all SEED=1)
+	$(BIN)/python -m tests.fuzz $(TARGET) --runs $(RUNS) --seed $(or $(SEED),1)
+
+mutants: setup  ## each catalogued bug put back: the suite must go red
+	$(BIN)/python -m tests.mutants.run

@@ -26,7 +26,7 @@ def decode_members(data: bytes) -> list[Member]:
     """members_json, checked. Raises RefusedError."""
     try:
         members = _members_decoder.decode(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RefusedError(f"ERR invalid members: {arguments.shown(str(error).encode())}") from None
     checked = [_checked(member) for member in members]
     if len({member.id for member in checked}) != len(checked):

@@ -116,7 +116,7 @@ def _show(state: LedgerState, _context: Context, words: Words) -> Reply:
 def _policy(data: bytes) -> Policy:
     try:
         return Policy.decode(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RefusedError(f"ERR invalid policy: {arguments.shown(str(error).encode())}") from None
 
 

@@ -110,6 +110,12 @@ class Ledger:
         """Raises InvariantError unless balance = earned − penalties − claimed for every follower (rule 8)."""
         self._state.check()
 
+    def newest_index(self) -> int:
+        """The entry of the newest change that MongoDB has or waits for: never behind the last one applied."""
+        outbox = self._state.outbox
+        waiting = [*(record.index for record in outbox.records), *(index for index, _ in outbox.claims)]
+        return max(outbox.projected_index, *waiting, *outbox.touched.values(), 0)
+
     def row_count(self) -> int:
         """How many rows export() has, for progress."""
         return snapshot.row_count(self._state)

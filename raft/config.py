@@ -254,6 +254,10 @@ def settings_from(tree: Mapping[str, Any], origin: Origin | None = None) -> Sett
         settings = msgspec.convert(tree, Settings, strict=True)
     except msgspec.ValidationError as error:
         raise explain(str(error), tree, Settings, origin) from None
+    except UnicodeEncodeError as error:  # "\ud800" in YAML
+        raise ConfigError(
+            origin.source, "", f"has half a character in a text: {error.object!r:.80}"
+        ) from None
     _check_members(settings, origin)
     _check_timing(settings, origin)
     _check_security(settings, origin)

@@ -76,8 +76,9 @@ def parse_yaml(text: str) -> Any:
     """The plain value of a YAML document. Raises yaml.YAMLError, also for a key given twice."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain values only
-    except (ValueError, RecursionError) as error:  # 2024-13-45, [[[[…
-        raise yaml.YAMLError(str(error)) from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        # PyYAML lets them out for values that do not fit their tag: 2024-13-45, !!bool 7, !!int '', [[[[…
+        raise yaml.YAMLError(f"a value that cannot be read: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -131,6 +132,8 @@ def overlay_environment(
 
 
 def _environment_value(variable: str, text: str, key: str, wanted: Any) -> Any:
+    if not text.isprintable() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise ConfigError(f"environment variable {variable}", key, "wants text in UTF-8")
     stripped = text.strip()
     if _takes_text(wanted) and not stripped.startswith(("'", '"')):
         optional = type(None) in typing.get_args(wanted)
@@ -254,6 +257,8 @@ def show(value: Any) -> str:
     if isinstance(value, list):
         plain = all(isinstance(item, int | float) for item in value)
         return f"[{', '.join(map(show, value))}]" if plain and len(value) <= 8 else f"a list of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of very many digits"  # Python refuses to print those of more than 4300
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "…"
 

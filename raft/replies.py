@@ -25,3 +25,12 @@ class Error(str):
 Reply: TypeAlias = int | bytes | str | Simple | Error | list["Reply"] | dict[str, "Reply"] | None
 
 OK = Simple("OK")
+
+
+def size_of(reply: Reply) -> int:
+    """What a reply takes, about."""
+    if isinstance(reply, bytes | str):
+        return len(reply)
+    if isinstance(reply, list):
+        return 8 * len(reply) + sum(map(size_of, reply))
+    return 8

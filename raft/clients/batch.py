@@ -12,6 +12,13 @@ from collections.abc import Callable
 from raft.clients.resp import OK_BYTES, encode_reply
 from raft.replies import OK, Error, Reply
 
+MAX_ANSWERS_BYTES = 128 * 1024 * 1024  # of one batch; a client that leaves half as much unread is dropped
+_LARGE = 64 * 1024
+_TOO_MUCH = encode_reply(
+    Error("ERR the command was carried out, but the answers before it are too large: ask for less at a time"),
+    2,
+)
+
 OnDone = Callable[[list[bytes]], None]
 
 
@@ -22,7 +29,7 @@ class Batch:
     Kind.WRITE. remaining: open slots. weight: how many places in Load an operation holds.
     """
 
-    __slots__ = ("_answers", "_on_done", "operations", "protocol", "remaining", "weight", "writes")
+    __slots__ = ("_answers", "_on_done", "_room", "operations", "protocol", "remaining", "weight", "writes")
 
     def __init__(
         self,
@@ -40,6 +47,7 @@ class Batch:
         self.writes = writes
         self.remaining = len(operations)
         self.weight = 1
+        self._room = MAX_ANSWERS_BYTES  # for large answers
         self._answers = answers
         self._on_done = on_done
 
@@ -51,6 +59,8 @@ class Batch:
     def answer(self, slot: int, reply: Reply) -> None:
         """Answers one operation. RuntimeError if it was answered before, TypeError if it is no Reply."""
         data = OK_BYTES if reply is OK else encode_reply(reply, self.protocol)
+        if len(data) > _LARGE:
+            data = self._within(data)
         # As answer_encoded, without the call: the worker comes here once per command.
         answers = self._answers
         if answers[slot] is not None:
@@ -59,6 +69,13 @@ class Batch:
         self.remaining = remaining = self.remaining - 1
         if not remaining:
             self._on_done(answers)  # type: ignore[arg-type]  # no slot is None any more
+
+    def _within(self, data: bytes) -> bytes:
+        """A large answer, or an error in its place: answers are held until the last of the batch is there."""
+        if len(data) > self._room:
+            return _TOO_MUCH
+        self._room -= len(data)
+        return data
 
     def answer_encoded(self, slot: int, data: bytes) -> None:
         """Answers one operation with bytes in this batch's protocol, as another node's Batch encoded them."""

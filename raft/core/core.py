@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from raft.core import election, reads, reconfiguration, replication, snapshots, transfer
 from raft.core.effects import Effects, HardState
 from raft.core.entry import Entry, EntryKind
-from raft.core.invariants import require
+from raft.core.invariants import ProtocolViolation, require
 from raft.core.log import LogReader
 from raft.core.membership import Configuration
 from raft.core.messages import (
@@ -39,6 +39,11 @@ from raft.core.messages import (
     TimeoutNow,
 )
 from raft.core.state import CoreOptions, CoreState, Role
+
+# A term so far ahead is damage: at one election a millisecond it takes 34 years to get there. Whoever
+# followed it would drag the whole cluster along, and from the largest number there is no next term.
+FURTHEST_TERM = 2**40
+LARGEST_TERM = 2**62  # the next ones still fit into 64 bits, signed ones too
 
 
 class RaftCore:
@@ -92,6 +97,8 @@ class RaftCore:
 
         Raises ProtocolViolation, with nothing changed, if no correct peer sends it."""
         state = self._at(now)
+        if not 0 <= message.term <= min(state.term + FURTHEST_TERM, LARGEST_TERM):
+            raise ProtocolViolation(f"node {sender} speaks of term {message.term} in term {state.term}")
         if isinstance(message, AppendEntriesResponse):
             replication.handle_append_entries_response(state, sender, message)
         elif isinstance(message, AppendEntries):

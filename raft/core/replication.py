@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from raft.core.entry import Entry, EntryKind
-from raft.core.invariants import ProtocolViolation, require
+from raft.core.invariants import ProtocolViolation
 from raft.core.membership import ConfigurationFormatError, decode_configuration
 from raft.core.messages import AppendEntries, AppendEntriesResponse
 from raft.core.state import CoreState, Progress, Role
+
+_KINDS = frozenset(map(int, EntryKind))
 
 # --- leader ---------------------------------------------------------------------------------------------
 
@@ -202,16 +204,18 @@ def handle_append_entries(core: CoreState, sender: int, request: AppendEntries) 
         core.effects.messages.append((sender, refusal))
         return
     check_contiguous(request)
+    check_committed(core, request)
     hear_leader(core, sender, request.term)
     core.effects.messages.append((sender, append_to_log(core, request)))
 
 
 def hear_leader(core: CoreState, sender: int, term: int) -> None:
-    """The leader of the current, or of a newer, term has spoken (paper 5.2)."""
-    require(
-        core.role is not Role.LEADER or term > core.term,
-        f"two leaders in term {term}: {core.node_id} and {sender}",
-    )
+    """The leader of the current, or of a newer, term has spoken (paper 5.2).
+
+    Raises ProtocolViolation if this node leads the term: a quorum has voted for it, so that the other cannot
+    have been elected. Its word alone must not stop the elected one."""
+    if core.role is Role.LEADER and term == core.term:
+        raise ProtocolViolation(f"two leaders in term {term}: {core.node_id} and {sender}")
     if term > core.term or core.role is not Role.FOLLOWER or core.leader_id != sender:
         core.become_follower(term, sender, f"following leader {sender} in term {term}")
     core.last_leader_contact_ms = core.now
@@ -220,19 +224,39 @@ def hear_leader(core: CoreState, sender: int, term: int) -> None:
 
 
 def check_contiguous(request: AppendEntries) -> None:
-    """Raise ProtocolViolation unless the entries follow prev_log_index one by one with sane terms and sane
-    configurations."""
+    """Raise ProtocolViolation unless the entries follow prev_log_index one by one with sane terms, kinds that
+    this version knows (others could neither be applied nor, perhaps, read back) and sane configurations."""
     index, term = request.prev_log_index, request.prev_log_term
+    if index < 0 or term < 0:
+        raise ProtocolViolation(f"entries after entry {index} of term {term}")
     for entry in request.entries:
         index += 1
         if entry.index != index or not term <= entry.term <= request.term:
             raise ProtocolViolation(f"entry {entry.index} of term {entry.term} where {index} should be")
         term = entry.term
+        if entry.kind not in _KINDS:
+            raise ProtocolViolation(f"entry {entry.index} is of the unknown kind {entry.kind}")
         if entry.kind == EntryKind.CONFIGURATION:
             try:
                 decode_configuration(entry.data)
             except ConfigurationFormatError as error:
                 raise ProtocolViolation(f"entry {entry.index}: {error}") from error
+
+
+def check_committed(core: CoreState, request: AppendEntries) -> None:
+    """Raise ProtocolViolation if the leader contradicts what is committed here: every leader of this or a
+    later term has that in its log (paper 5.4.3), so this is none."""
+    if request.prev_log_index >= core.commit_index:
+        return
+    log = core.log
+    prev = (request.prev_log_index, request.prev_log_term)
+    for index, term in (prev, *((entry.index, entry.term) for entry in request.entries)):
+        if index > core.commit_index:
+            return
+        if index >= log.first_index - 1 and log.term(index) != term:
+            raise ProtocolViolation(
+                f"entry {index} has term {term}, but that of term {log.term(index)} is committed"
+            )
 
 
 def append_to_log(core: CoreState, request: AppendEntries) -> AppendEntriesResponse:

@@ -13,6 +13,8 @@ from raft.core.messages import AppendEntriesResponse, InstallSnapshot, InstallSn
 from raft.core.replication import hear_leader
 from raft.core.state import CoreState, Role
 
+_LARGEST_INDEX = 2**62  # what is appended behind it still has an index of 64 bits
+
 
 def handle_install_snapshot(core: CoreState, sender: int, request: InstallSnapshot) -> None:
     """InstallSnapshot RPC, receiver (paper figure 13, step 1). A snapshot of what is committed here already
@@ -21,7 +23,8 @@ def handle_install_snapshot(core: CoreState, sender: int, request: InstallSnapsh
         refusal = InstallSnapshotResponse(core.term, request.last_index, 0)
         core.effects.messages.append((sender, refusal))
         return
-    if request.leader_id != sender or not 0 < request.last_term <= request.term or request.last_index < 1:
+    sane = 0 < request.last_term <= request.term and 0 < request.last_index <= _LARGEST_INDEX
+    if request.leader_id != sender or not sane:
         raise ProtocolViolation(f"a snapshot of entry {request.last_index}, term {request.last_term}")
     hear_leader(core, sender, request.term)
     if request.last_index <= core.commit_index:

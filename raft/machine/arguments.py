@@ -151,15 +151,18 @@ class ExpireIf(Flag):
         return True
 
 
+_CONDITIONS = {b"NX": ExpireIf.NX, b"XX": ExpireIf.XX, b"GT": ExpireIf.GT, b"LT": ExpireIf.LT}
+
+
 def expire_conditions(words: list[bytes]) -> ExpireIf:
     """The conditions behind EXPIRE key seconds."""
     conditions = ExpireIf.ALWAYS
     for word in words:
-        try:
-            conditions |= ExpireIf[word.upper().decode("ascii", "replace")]
-        except KeyError:
+        condition = _CONDITIONS.get(word.upper())
+        if condition is None:
             shown = word.decode("utf-8", "backslashreplace").replace("\r", " ").replace("\n", " ")
-            raise RefusedError(Error(f"ERR Unsupported option {shown}")) from None
+            raise RefusedError(Error(f"ERR Unsupported option {shown}"))
+        conditions |= condition
     if ExpireIf.NX in conditions and conditions != ExpireIf.NX:
         text = "ERR NX and XX, GT or LT options at the same time are not compatible"
         raise RefusedError(Error(text))

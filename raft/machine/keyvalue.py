@@ -38,6 +38,7 @@ from raft.machine.versions import KeyVersions
 from raft.replies import OK, Error, Reply, Simple
 
 LONGEST_VALUE = 64 * 1024 * 1024  # bytes, by APPEND; a SET is bounded by limits.max_request_bytes
+ANSWER_TOO_LARGE = Error(f"ERR the answer would have more than {LONGEST_VALUE} bytes: ask for less at a time")
 _SCAN_COUNT = 10
 _LARGEST_CURSOR = 2**64 - 1
 _HASHED_AT_ONCE = 4096
@@ -342,7 +343,10 @@ class KeyValue:
 
     def mget(self, words: list[bytes]) -> Reply:
         """MGET key [key ...]"""
-        return [self.values.get(key) for key in words[1:]]
+        found = [self.values.get(key) for key in words[1:]]
+        if sum([len(value) for value in found if value is not None]) > LONGEST_VALUE:
+            return ANSWER_TOO_LARGE
+        return [*found]
 
     def exists(self, words: list[bytes]) -> Reply:
         """EXISTS key [key ...]: a key named twice counts twice"""

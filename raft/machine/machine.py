@@ -20,17 +20,19 @@ from raft.core.entry import Entry, EntryKind
 from raft.machine.arguments import RefusedError
 from raft.machine.batch import decode_batch, decode_commands
 from raft.machine.commands import COMMANDS, Kind, word_bounds, wrong_arity
-from raft.machine.keyvalue import KeyValue
+from raft.machine.keyvalue import LONGEST_VALUE, KeyValue
 from raft.machine.sessions import SessionTable, fingerprint, lane_fingerprint, session_and_number
 from raft.machine.snapshot import Progress, dump, load_into
 from raft.machine.transactions import HERE, decode_transaction
-from raft.replies import OK, Error, Reply
+from raft.replies import OK, Error, Reply, size_of
 
 _Handler = Callable[[list[bytes]], Reply]
 _Row = tuple[_Handler, int, int]  # what executes a command, its fewest and its most words
 _Rows = dict[bytes, _Row]
 
 _COMMANDS = EntryKind.COMMANDS.value  # a plain number: a comparison with an enum costs as much as a SET
+_SMALL_ANSWERS_BYTES = 1 << 20  # what fits beside the largest value
+_LEFT_OUT = Error("ERR the command was carried out, but with its answer that of all would be too large")
 _DIGEST_AT_END = Error("ERR digest")  # takes the digest's place until the whole entry is applied
 
 
@@ -272,6 +274,21 @@ class Machine:
         except RefusedError as refused:
             return refused.error
 
+    def _run_all(self, rows: _Rows, commands: list[list[bytes]]) -> list[Reply]:
+        """The same for several. Their replies are one answer, which every node makes and perhaps keeps: those
+        that make it too large are left out, or a large value asked for often would end all nodes for good."""
+        replies: list[Reply] = []
+        room = LONGEST_VALUE + _SMALL_ANSWERS_BYTES
+        for words in commands:
+            reply = self._run(rows, words)
+            size = size_of(reply)
+            if size > room:
+                reply = _LEFT_OUT
+            else:
+                room -= size
+            replies.append(reply)
+        return replies
+
     def _once(self, words: list[bytes]) -> Reply:
         """ONCE session seq COMMAND ...: see raft/machine/sessions.py"""
         session, number = session_and_number(words)
@@ -291,8 +308,7 @@ class Machine:
         first = self.sessions.recall(lane, number, mark, now_ms)
         if first is not None:
             return first[0]
-        rows = self._lane_rows
-        replies = [self._run(rows, command) for command in decode_commands(words[3])]
+        replies = self._run_all(self._lane_rows, decode_commands(words[3]))
         self.sessions.keep(lane, number, mark, replies, now_ms)
         return replies
 
@@ -302,7 +318,7 @@ class Machine:
         last_change = self.kv.versions.last_change
         if any(last_change(key) > seen for key, seen in transaction.watched):
             return None
-        return [self._run(self._transaction_rows, command) for command in transaction.commands]
+        return self._run_all(self._transaction_rows, transaction.commands)
 
     def _version(self, _words: list[bytes]) -> Reply:
         """~VERSION, a read: the index that a key watched now must not change after."""

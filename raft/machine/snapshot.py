@@ -312,6 +312,8 @@ class _Loader:
             raise SnapshotFormatError("the snapshot has times of expiry for keys that are not in it")
         if not 1 <= head.buckets <= max(1, len(self._values)):
             raise SnapshotFormatError(f"impossible number of buckets: {head.buckets}")
+        if machine.ledger.newest_index() > head.applied_index:
+            raise SnapshotFormatError("the snapshot's ledger is ahead of the machine")
         machine.applied_index, machine.applied_term = head.applied_index, head.applied_term
         index = KeyIndex.of(self._values, head.buckets)
         machine.kv.restore(head.at_ms, self._values, self._expiries, index, self._versions)

@@ -13,9 +13,11 @@ from raft.machine.sessions import is_lane
 from raft.machine.transactions import decode_transaction, may_stand_inside
 from raft.replies import Error, Reply
 from raft.runtime.control import is_control_command
+from raft.runtime.proposals import WORD_BYTES
 from raft.transport.node_messages import Forward, ForwardReply
 
 MAX_COMMANDS = 4096  # in one Forward; a client's batch has fewer
+MAX_FORWARD_BYTES = 14 << 20  # as it stands in an entry, which must fit into a frame with others before it
 MAX_REPLY_BYTES = 8 << 20  # of one Forward; a frame carries twice as much
 TOO_LARGE = b"-ERR the command was executed, but its answer is too large to pass on: ask the leader\r\n"
 _LARGEST_NUMBER = 2**63 - 1
@@ -73,6 +75,8 @@ def acceptable(message: Forward) -> bool:
     one that the machine does not know would, once in the log, stop every node for good."""
     if message.protocol not in (2, 3) or not 0 < len(message.commands) <= MAX_COMMANDS:
         return False
+    if sum([sum(map(len, args)) + WORD_BYTES * len(args) for args in message.commands]) > MAX_FORWARD_BYTES:
+        return False  # nothing but a peer that is not like us makes so much of its clients' batches
     if not message.lane:
         return len(message.commands) == 1 and is_control_command(message.commands[0])
     if not is_lane(message.lane) or not 0 < message.number <= _LARGEST_NUMBER:

@@ -37,6 +37,7 @@ from raft.storage.errors import DiskFullError
 from raft.storage.node_storage import NodeStorage
 from raft.transport.network import PeerNetwork
 from raft.transport.node_messages import DigestReport, Forward, ForwardReply, PeerMessage, Ping, Pong
+from raft.transport.quiet_log import QuietLog
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class Worker:
         self.disk_wait = DiskWait()
         self.space = Space(core, desk)
         self._posted: deque[Posted] = deque()
+        self._violations = QuietLog(log)  # a peer may send the same thing for ever
         self._next_expiry_check_ms = 0.0
         self._seen: tuple[Role, int, int | None] = (Role.FOLLOWER, core.state.term, None)
 
@@ -240,9 +242,8 @@ class Worker:
                 if isinstance(message, InstallSnapshotResponse):
                     self.installs.on_response(sender, message, self.now)
         except ProtocolViolation as violation:
-            log.error(
-                "dropped a message of node %d: %s (is its version the same as ours?)", sender, violation
-            )
+            text = f"{violation} (is its version the same as ours?)"
+            self._violations.write(logging.ERROR, "protocol", f"dropped a message of node {sender}", text)
 
     def _notice_broken_peers(self) -> None:
         leader = self.core.state.leader_id

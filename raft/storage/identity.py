@@ -87,7 +87,7 @@ def decode_identity(content: bytes, file: Path) -> Identity:
         if version != VERSION:
             raise FormatVersionError(file, version, VERSION)
         return msgspec.json.decode(content, type=Identity)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise IdentityError(f"{file}: not a valid identity file: {error}") from error
 
 

@@ -150,15 +150,17 @@ def test_the_commit_index_never_regresses() -> None:
 def test_a_committed_entry_is_never_truncated() -> None:
     lab = follower()
     lab.receive(1, 2, append(9, 0, 0, [9, 9], commit=2))
-    with pytest.raises(InvariantViolation, match="committed entry 2"):
+    with pytest.raises(ProtocolViolation, match="entry 2 has term 10, but that of term 9 is committed"):
         lab.receive(1, 3, append(10, 1, 9, [10], leader=3))
     assert lab.log_terms(1) == [9, 9]
+    assert lab.state(1).term == 9
 
 
-def test_two_leaders_in_one_term_stop_the_node() -> None:
+def test_an_elected_leader_refuses_a_second_one_and_leads_on() -> None:
     lab = leader_alone()
-    with pytest.raises(InvariantViolation, match="two leaders in term 1"):
+    with pytest.raises(ProtocolViolation, match="two leaders in term 1"):
         lab.receive(1, 2, append(1, 0, 0))
+    assert lab.state(1).role is Role.LEADER
 
 
 def test_a_success_for_an_entry_truncated_in_the_same_turn_belongs_to_the_old_term() -> None:

@@ -1,0 +1,61 @@
+"""What fuzzing has found in commands: an answer without a bound, a word that is no option."""
+
+from __future__ import annotations
+
+import pytest
+
+from raft.clients.batch import MAX_ANSWERS_BYTES, Batch
+from raft.machine.batch import encode_commands
+from raft.machine.keyvalue import LONGEST_VALUE
+from raft.machine.machine import Machine
+from raft.machine.transactions import encode_transaction
+from raft.replies import Error
+from tests.fuzz import samples
+
+
+class Large:
+    """A machine with one value of the largest size."""
+
+    def __init__(self) -> None:
+        self.machine = Machine("test")
+        self.machine.kv.set([b"SET", b"a", bytes(LONGEST_VALUE)])
+
+    def __call__(self, *words: bytes) -> object:
+        index = self.machine.applied_index + 1
+        return self.machine.apply_commands(index, 1, samples.START_MS, [list(words)])[0]
+
+
+@pytest.fixture(scope="module")
+def large() -> Large:
+    return Large()
+
+
+def test_no_entry_makes_an_answer_of_any_size(large: Large) -> None:
+    """ONCE s 1 MGET a a a ... with a value of 64 MiB made every node pack gigabytes, at each start again."""
+    answer = large(b"ONCE", b"s", b"1", b"MGET", *[b"a"] * 1000)
+    assert isinstance(answer, Error) and "more than" in answer
+    assert large(b"ONCE", b"s", b"1", b"MGET", *[b"a"] * 1000) == answer
+    assert large(b"MGET", b"a", b"b") == [bytes(LONGEST_VALUE), None]
+
+
+def test_no_transaction_makes_an_answer_of_any_size(large: Large) -> None:
+    gets = [[b"GET", b"a"]] * 3
+    for words in (
+        [b"~EXEC", encode_transaction([], [*gets, [b"STRLEN", b"a"]])],
+        [b"~ONCE", b"~2.run.1", b"1", encode_commands([*gets, [b"STRLEN", b"a"]])],
+    ):
+        first, *rest, length = large(*words)  # type: ignore[misc]
+        assert first == bytes(LONGEST_VALUE) and length == LONGEST_VALUE
+        assert all(isinstance(each, Error) and "carried out" in each for each in rest)
+
+
+def test_a_batch_holds_no_answers_of_any_size() -> None:
+    """1024 pipelined GETs of a value of 64 MiB were 64 GiB that waited for the last of them."""
+    answers: list[bytes] = []
+    batch = Batch.of_commands([[b"GET", b"a"]] * 9, 0, 2, answers.extend)
+    value = bytes(MAX_ANSWERS_BYTES // 4)
+    for slot in range(8):
+        batch.answer(slot, value)
+    batch.answer(8, b"small")
+    assert sum(map(len, answers)) < MAX_ANSWERS_BYTES + 4096
+    assert [each[:4] for each in answers] == [b"$335"] * 3 + [b"-ERR"] * 5 + [b"$5\r\n"]

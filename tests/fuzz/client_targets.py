@@ -175,10 +175,12 @@ def connection(data: bytes) -> None:
     state = ServerState(backend, SETTINGS)
     handler = Handler("fuzz", state, _fatal)
     ours, theirs = socket.socketpair()
+    _handler_log.addHandler(_watch)
     with ours:
         try:
             _talk(handler, ours, theirs, feed, 1 + flags * 4)
         finally:
+            _handler_log.removeHandler(_watch)
             for each in list(state.connections.values()):
                 handler._close(each)
             handler._epoll.close()
@@ -262,7 +264,7 @@ def _status() -> NodeStatus:
 _REFUSED = __import__("raft.replies", fromlist=["Error"]).Error("CLUSTERDOWN not here")
 SETTINGS = Settings(limits=LimitSettings(max_request_bytes=LIMIT))
 _handler_log = logging.getLogger("raft.clients.handler")
-_handler_log.addHandler(Watch(logging.ERROR))
+_watch = Watch(logging.ERROR)
 
 TARGETS = (
     Target("resp", resp, (), _resp_seeds, max_bytes=1500),

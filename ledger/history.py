@@ -37,6 +37,12 @@ def remember(
         _SLOT.pack_into(ring, so_far % KEPT * _SIZE, interval, closed_at, delta, balance, outcome)
 
 
+def sound(ring: bytearray, so_far: int) -> bool:
+    """Whether the ring holds what it should after so_far outcomes."""
+    wanted = min(so_far, KEPT) * _SIZE
+    return len(ring) == wanted and all(code < len(OUTCOME_NAMES) for code in ring[_SIZE - 1 :: _SIZE])
+
+
 def latest(ring: bytearray, so_far: int, count: int) -> list[PastOutcome]:
     """Up to count of the outcomes in the ring, newest first. so_far: how many were ever remembered."""
     found = []

@@ -13,6 +13,7 @@ import msgspec
 
 from ledger.claims import Claim
 from ledger.followers import Follower
+from ledger.history import sound
 from ledger.intervals import ClosedInterval, OpenInterval
 from ledger.outbox import IntervalRecord, Outbox
 from ledger.policy import Policy
@@ -20,6 +21,7 @@ from ledger.state import InvariantError, LedgerState
 
 VERSION = 1
 _HEAD, _FOLLOWERS, _CLOSED, _CLAIMS, _RECORD, _WAITING, _TOUCHED, _END = range(8)
+_LARGEST = 2**62  # of any sum, time or count; what is added to it still fits into 64 bits
 _FEW, _MANY = 200, 2000  # rows in a piece: of those that are large, and of the others
 
 
@@ -187,3 +189,23 @@ def _check(state: LedgerState, counts: _Counts) -> None:
     if not known or not claimed <= state.claims.by_id.keys():
         raise LedgerFormatError("the ledger names followers or claims that are not in it")
     state.check()
+    _check_numbers(state)
+
+
+def _check_numbers(state: LedgerState) -> None:
+    """What the rules will count on from there. Raises LedgerFormatError."""
+    intervals = state.intervals
+    running = intervals.last if intervals.open is None else intervals.open.number
+    newest = running == intervals.last and (intervals.open is not None or running in intervals.closed)
+    if intervals.last != 0 and not newest:
+        raise LedgerFormatError(f"the ledger does not know its newest interval {intervals.last}")
+    numbers = [intervals.last, intervals.cursor + 1, state.outbox.projected_index, state.outbox.dropped_rows]
+    if intervals.open is not None:
+        numbers += (intervals.open.opened_at, intervals.open.due_at, intervals.open.answered)
+    for each in state.followers.by_id.values():
+        numbers += (each.earned, each.penalties, each.claimed, each.misses_in_row, each.spam, each.outcomes)
+        numbers += (each.joined_at, each.updated_at, each.answered_upto, each.banned_until or 0)
+        if not sound(each.history, each.outcomes) or not 0 <= each.answered_mask < 2**64:
+            raise LedgerFormatError(f"the history of {each.id} is damaged")
+    if min(numbers) < 0 or max(numbers) > _LARGEST:
+        raise LedgerFormatError("the ledger has an impossible number")

@@ -111,8 +111,11 @@ class RequestParser:
 class FastReader:
     """hiredis for the common case: see the module's docstring. One a thread; keeps nothing between calls."""
 
-    # Any reply type but "$" at the start of a line, or a long count: mostly values that look so.
-    _unusual = re.compile(rb"\n(?:[-+:_#,(=!~%>|.]|\*[0-9]{5})").search
+    # Any reply type but "$" at the start of a line, or a long count: mostly values that look so. A count may
+    # stand anywhere: hiredis skips two bytes behind a bulk string whatever they are, and goes on there.
+    _unusual = re.compile(rb"\n[-+:_#,(=!~%>|.]|[*~%>|][0-9]{5}").search
+    # For the same reason a type whose value is bytes too may stand anywhere, and become a word.
+    _suspect = re.compile(rb"[+(=]").search
     _first = re.compile(rb"\*[0-9]{1,4}\r").match
     _PROBE = b"*0\r\n"
 
@@ -130,6 +133,8 @@ class FastReader:
             return [], 0
         try:
             commands, finished = self._read_all(data, limit)
+            if self._suspect(data) and not data.startswith(b"".join(map(_encoded, commands))):
+                finished, commands = False, []
         except (hiredis.HiredisError, TypeError):
             finished, commands = False, []
         if not finished:
@@ -161,6 +166,11 @@ class FastReader:
             return commands, gets() == []
         except hiredis.HiredisError:
             return commands, False
+
+
+def _encoded(args: list[bytes]) -> bytes:
+    """A command as an array of bulk strings."""
+    return b"*%d\r\n" % len(args) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in args])
 
 
 def encoded_length(args: list[bytes]) -> int:

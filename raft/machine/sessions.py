@@ -267,12 +267,16 @@ class SessionTable:
                 yield [hour, some.tobytes()]
 
     def restore(self, rows: Iterable[list[Any]]) -> None:
-        """Takes over what export() gave; this table must be new."""
+        """Takes over what export() gave; this table must be new. Raises ValueError for an answer that is none
+        (a full table takes about half a second to look through)."""
         for row in rows:
             if len(row) == 3:
                 name, last_ms, answers = row
                 session = _Session(last_ms, _SESSION_COST + len(name))
                 session.answers = dict(answers)
+                for kept in session.answers.values():
+                    if len(kept) != _PRINT_BYTES:
+                        unpack(kept[_PRINT_BYTES:])
                 extra = _ANSWER_COST - _PRINT_BYTES
                 session.bytes += sum(extra + len(kept) for kept in session.answers.values())
                 self._sessions[name] = session

@@ -40,6 +40,7 @@ VERSION = 1
 CHUNK = 256 << 10
 _HEAD, _VALUES, _EXPIRIES, _VERSIONS, _SESSIONS, _LEDGER, _END = range(1, 8)
 _ROWS_AT_ONCE = 1000
+_LARGEST = 2**62  # of an index, a time or a count
 _LARGE = 1 << 20  # bytes of keys and values above which a frame is split
 _SESSION_ROWS_AT_ONCE = 16
 
@@ -222,6 +223,7 @@ class _Loader:
                 self._add(self._expiries, *_as_keys_and_times.decode(content))
             elif section == _VERSIONS:
                 self._versions = list(_as_versions.decode(content))
+                self._check_versions(*self._versions)
             elif section == _SESSIONS:
                 self._restore_sessions(_as_rows.decode(content))
             elif section == _LEDGER:
@@ -246,7 +248,8 @@ class _Loader:
             raise SnapshotClusterError(
                 f"the snapshot is of cluster {head.cluster!r}, this node of {self._machine.cluster_name!r}"
             )
-        if min(head.applied_index, head.applied_term, head.at_ms, head.keys, head.expiries) < 0:
+        numbers = (head.applied_index, head.applied_term, head.at_ms, head.keys, head.expiries)
+        if min(numbers) < 0 or max(numbers) > _LARGEST:
             raise SnapshotFormatError("impossible numbers in the head of the machine's snapshot")
         self._total = head.keys + head.expiries + head.ledger_rows
 
@@ -270,6 +273,12 @@ class _Loader:
     def _tell(self, rows: int) -> None:
         self._done += rows
         self._on_progress(self._done, self._total)
+
+    def _check_versions(self, recent: dict[bytes, int], older: dict[bytes, int], *numbers: int) -> None:
+        """numbers: floor, turned, weighed and bytes, as raft/machine/versions.py has them."""
+        indexes = (*recent.values(), *older.values(), *numbers)
+        if min(indexes) < 0 or max(indexes) > _LARGEST or numbers[2] > len(recent):
+            raise SnapshotFormatError("impossible numbers in the versions of the machine's snapshot")
 
     def _restore_sessions(self, raw_rows: list[msgspec.Raw]) -> None:
         rows: list[list[Any]] = []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from raft.clients.batch import MAX_ANSWERS_BYTES, Batch
+from raft.clients.requests import FastReader
 from raft.machine.batch import encode_commands
 from raft.machine.keyvalue import LONGEST_VALUE
 from raft.machine.machine import Machine
 from raft.machine.transactions import encode_transaction
 from raft.replies import Error
 from tests.fuzz import samples
+from tests.fuzz.client_targets import NeverFast, parse
 
 
 class Large:
@@ -47,6 +51,28 @@ def test_no_transaction_makes_an_answer_of_any_size(large: Large) -> None:
         first, *rest, length = large(*words)  # type: ignore[misc]
         assert first == bytes(LONGEST_VALUE) and length == LONGEST_VALUE
         assert all(isinstance(each, Error) and "carried out" in each for each in rest)
+
+
+@pytest.mark.parametrize("mark", [b"*", b">", b"%", b"~", b"|"])
+def test_no_count_makes_hiredis_allocate(mark: bytes) -> None:
+    """Behind a bulk string that does not end in CRLF a count had slipped past the check: gigabytes."""
+    stream = b"*2\r\n$1\r\naXX" + mark + b"100000000\r\n"
+    tracemalloc.start()
+    try:
+        assert parse(stream, [], FastReader(), 10) == parse(stream, [], NeverFast(), 10)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert FastReader().read(stream, 10, 1 << 20) == ([], 0)
+
+
+@pytest.mark.parametrize("odd", [b"+OK\r\n", b"(12\r\n", b"=5\r\ntxt:x\r\n"])
+def test_a_status_is_no_word(odd: bytes) -> None:
+    """The same place: hiredis took +OK for the second word, the other parser for an error."""
+    stream = b"*2\r\n$3\r\nGETXX" + odd
+    commands, error = parse(stream, [], FastReader(), 10)
+    assert commands == [] and error is not None and "expected '$'" in error
+    assert parse(b"*2\r\n$3\r\nGET\r\n$3\r\na+b\r\n", [], FastReader(), 9) == ([[b"GET", b"a+b"]], None)
 
 
 def test_a_batch_holds_no_answers_of_any_size() -> None:

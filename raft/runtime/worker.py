@@ -194,8 +194,8 @@ class Worker:
         self.network.flush()
         self._keep_snapshots(now)
         state = self.core.state
-        self.network.open_to_strangers = state.role is not Role.LEADER and not state.leader_is_alive()
-        self.network.leader_id = state.leader_id
+        leaderless = state.role is not Role.LEADER and not state.leader_is_alive()
+        self.network.follow(state.leader_id, open_to_strangers=leaderless)
         self.hooks.publish_status()
         self.snapshots.deliver()
 

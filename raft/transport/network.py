@@ -52,9 +52,7 @@ class PeerNetwork:
     (port 0: any, see address). on_fatal(thread name, exception): called once a background thread dies of a
     fault in this program; the node has to stop. outbox_bytes: bound of what waits for one peer. run_id names
     this process to its peers (default: a new random one), identity this node's data directory.
-    open_to_strangers: whether a node that is no member may become a guest; the worker sets it, True while it
-    knows no living leader. Then, and of leader_id, no recorded identity is held against a peer: this node may
-    be the one that is behind. Raises ValueError if the cluster name is too long for a hello.
+    Raises ValueError if the cluster name is too long for a hello.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class PeerNetwork:
         self.run_id = run_id if run_id is not None else uuid.uuid4().hex
         self.address: tuple[str, int] = (host, port)  # the actual one after start()
         self.open_to_strangers = False
-        self.leader_id: int | None = None
+        self._leader_id: int | None = None
         own = Credentials(node_id, cluster_name, self.run_id, identity, cluster_id, host, port)
         longest = own._replace(cluster_id=_ID, raft_port=65535).hello(2**31, to_identity=_ID)
         if len(msgspec.msgpack.encode(longest)) > MAX_HELLO_BYTES:
@@ -102,7 +100,7 @@ class PeerNetwork:
         self._handover = Handover(self.wake)
         self._membership = Membership(
             *(own, members, lambda: self.open_to_strangers, self._handover, self._quiet_log, on_fatal),
-            trusted=lambda peer_id: self.open_to_strangers or peer_id == self.leader_id,
+            trusted=lambda peer_id: self.open_to_strangers or peer_id == self._leader_id,
         )
         self._acceptor: Acceptor | None = None
         self._closed = False
@@ -145,6 +143,14 @@ class PeerNetwork:
         """The name of its data directory by member or guest, as its last handshake said; who has said none is
         left out."""
         return self._membership.heard_identities()
+
+    def follow(self, leader_id: int | None, *, open_to_strangers: bool) -> None:
+        """Whom this node follows, and whether nodes that are no members may become guests: while it knows no
+        living leader. Then, and of the leader, no recorded identity is held against a peer, for this node may
+        be the one that is behind. When that ends, all connections are looked at again. Worker."""
+        if (leader_id, open_to_strangers) != (self._leader_id, self.open_to_strangers):
+            self._leader_id, self.open_to_strangers = leader_id, open_to_strangers
+            self._handover.review()
 
     def wake(self) -> None:
         """Make a poll under way, or else the next one, return at once. Costs no system call unless the worker

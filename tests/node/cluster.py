@@ -85,6 +85,7 @@ class Cluster:
         self.configs: dict[int, Path] = {}  # of nodes that were added later; the founders' never changes
         self.addresses: dict[int, dict[str, Any]] = {node["id"]: node for node in nodes}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.paused_once: set[int] = set()  # client ports of nodes that a test has stopped for a while
         self._clients: dict[int, Any] = {}
 
     # --- processes ------------------------------------------------------------------------------------
@@ -131,6 +132,7 @@ class Cluster:
 
     def pause(self, *ids: int) -> None:
         """SIGSTOP, and wait until each process has really stopped."""
+        self.paused_once.update(self.client_ports[n] for n in ids if n in self.client_ports)
         for n in ids:
             self.processes[n].send_signal(signal.SIGSTOP)
         for n in ids:

@@ -162,6 +162,9 @@ class FakeNetwork:
     def flush(self) -> None:
         pass
 
+    def follow(self, leader_id: int | None, *, open_to_strangers: bool) -> None:
+        self.leader_id, self.open_to_strangers = leader_id, open_to_strangers
+
     def wake(self) -> None:
         self.wakes += 1
 

@@ -63,8 +63,13 @@ class Members:
         return all(
             each.has_quorum(n for n in nodes & set(each.voters) if self._may_vote(n, each))
             for now in self.possible()
-            for each in (now, *(now.with_voter(n) for n in now.promote if self._is_settled(n)))
+            for each in (now, *(now.with_voter(n) for n in now.promote if self._may_be_promoted(n, now)))
         )
+
+    def _may_be_promoted(self, node_id: int, configuration: Configuration) -> bool:
+        """Whether the learner may become a voter by itself: it has a log, and its disk is recorded."""
+        recorded = bool(configuration.identity_of(node_id)) or not self.nodes[node_id].identity
+        return recorded and self._is_settled(node_id)
 
     def _may_vote(self, node_id: int, configuration: Configuration) -> bool:
         """Whether the node's vote can be had: not if its disk is lost, or if nobody knows whether it is: it

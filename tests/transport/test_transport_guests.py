@@ -149,12 +149,10 @@ def test_a_guest_with_another_identity_than_is_recorded_for_it_is_no_member(
         one.set_members(members({3: listener.getsockname()[1]}, n3="old"), "")
         one.poll(0)
         assert one.connected(3)
-        one.open_to_strangers, one.leader_id = False, 3
-        one.set_members(members({3: listener.getsockname()[1]}, n3="old"), "")
+        one.follow(3, open_to_strangers=False)
         one.poll(0)
         assert one.connected(3)
-        one.leader_id = 2
-        one.set_members(members({3: listener.getsockname()[1]}, n3="old"), "")
+        one.follow(2, open_to_strangers=False)
         one.poll(0)
         assert not one._by_fd
         assert closed_by_peer(sock)

@@ -142,7 +142,7 @@ class Membership:
     def check_welcome(self, welcome: Welcome) -> None:
         """Raises HandshakeError unless the node that answered is the one meant. Dialer threads."""
         with self._lock:
-            own, recorded = self._own, self._recorded(welcome.node_id)
+            own, recorded = self._own, self._expected(welcome.node_id)
             self._hear(own.cluster, welcome.cluster_id)
         check_cluster_id(welcome.node_id, welcome.cluster_id, own)
         check_identity(welcome.node_id, recorded, welcome.identity)
@@ -158,7 +158,7 @@ class Membership:
 
     def _hello(self, peer_id: int) -> Hello:
         with self._lock:
-            return self._own.hello(peer_id, self._recorded(peer_id))
+            return self._own.hello(peer_id, self._expected(peer_id))
 
     def _admit_guest(self, hello: Hello, source: str) -> bool:
         """Under the lock. True for a new one. One that is there already may come again while the door is
@@ -245,6 +245,13 @@ class Membership:
     def _recorded(self, peer_id: int) -> str:
         member = self._members.get(peer_id)
         return "" if member is None or self._trusted(peer_id) else member.identity
+
+    def _expected(self, peer_id: int) -> str:
+        """Whom this node looks for when it dials: a trusted peer as it has introduced itself, if it has;
+        nobody is trusted before."""
+        member = self._members.get(peer_id)
+        recorded = "" if member is None else member.identity
+        return self._heard.get(peer_id, recorded) if self._trusted(peer_id) else recorded
 
     def _dial(self, peer_id: int, address: tuple[str, int]) -> None:
         """See to it that the peer is dialed, and at this address."""

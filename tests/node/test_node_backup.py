@@ -191,9 +191,9 @@ def test_an_old_member_cannot_mix_in(old: Cluster, tmp_path: Path) -> None:
         assert leader in (1, 2)
         assert new.execute(leader, "GET", "k") == "v"
         # After a start an old node does not know yet what of its log is committed, so not its cluster's id
-        # either: it is its directory's identity that gives it away.
-        eventually(lambda: "perhaps from before a restore" in new.log_of(leader), 15, "it is refused")
-        eventually(lambda: "perhaps from before a restore" in new.log_of(3), 15, "it hears why")
+        # either: then it is its directory's identity that gives it away.
+        eventually(lambda: "from before a restore" in new.log_of(leader), 15, "it is refused")
+        eventually(lambda: "from before a restore" in new.log_of(3), 15, "it hears why")
         assert new.info(3)["leader_id"] == "0"
         assert new.execute(leader, "SET", "k", "new")
     finally:

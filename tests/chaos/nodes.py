@@ -79,6 +79,7 @@ class ChaosCluster(Cluster):
         self.config.write_text(yaml.safe_dump(settings))
         self.configs: dict[int, Path] = {}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.paused_once: set[int] = set()
         self._clients: dict[int, Any] = {}
         self.watch = Watch()
         self.ever = set(self.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raft.core.entry import Entry, EntryKind
+from raft.core.membership import Configuration
 from raft.core.messages import RequestVote, RequestVoteResponse
 from raft.core.replication import maybe_commit
 from raft.core.state import CoreState, Role
@@ -21,12 +22,21 @@ def on_election_timeout(core: CoreState) -> None:
 def may_campaign(core: CoreState) -> bool:
     """Voters may; a learner never may. A voter that the newest configuration removes still may, while that is
     not known to be committed: perhaps nobody else has its entry, and then nobody can win against it (thesis
-    4.2.2). It does not count its own vote. All but the last two configurations are committed history.
+    4.2.2). It does not count its own vote. All but the last two configurations are committed history."""
+    for _, configuration in reversed(core.configurations[-2:]):
+        if core.node_id in configuration.voters:
+            return may_vote_for_itself(core, configuration)
+    return False
 
-    An empty server that knows of a cluster belongs to it, or will: it founds no second one."""
-    if core.founded and core.log.last_index == 0:
-        return False
-    return any(core.node_id in configuration.voters for _, configuration in core.configurations[-2:])
+
+def may_vote_for_itself(core: CoreState, configuration: Configuration) -> bool:
+    """The rule of keeps_its_promises for one's own vote. A server that has lost its disk and gets the log
+    anew meets old configurations on the way, perhaps one in which it was the only voter: it must not elect
+    itself there. And one that knows of a cluster belongs to it, or will: it founds no second one."""
+    recorded = configuration.identity_of(core.node_id)
+    if recorded or not core.identity:
+        return recorded == core.identity
+    return not core.founded and not any(configuration.identity_of(voter) for voter in configuration.voters)
 
 
 def start_pre_vote(core: CoreState) -> None:

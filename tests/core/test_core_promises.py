@@ -124,10 +124,24 @@ def test_an_empty_server_that_has_heard_of_a_cluster_founds_no_second_one() -> N
     assert votes(voter, candidate) == NO
     voter.tick(10 * TIMEOUT_MAX)
     assert not take(voter) and voter.state.role is Role.FOLLOWER
-    with_log = start(1, NOOP)
+    with_log = start(1, NOOP, recorded(n1="disk-1", n2="disk-2"))
     with_log.state.founded = True
     with_log.tick(TIMEOUT_MAX)
     assert with_log.state.role is Role.PRE_CANDIDATE
+
+
+def test_who_has_lost_its_disk_does_not_elect_itself_where_it_was_the_only_voter() -> None:
+    """It is added again, gets the log from its beginning, and meets a configuration of long ago (simulation,
+    seed 41757)."""
+    alone = Configuration((1,), servers=(Server(1, "h", 1, 2, 3, "disk-1-lost"),), cluster_id="c")
+    old = Entry(2, 1, EntryKind.CONFIGURATION, encode_configuration(alone))
+    wiped = start(1, NOOP, old)
+    wiped.tick(10 * TIMEOUT_MAX)
+    assert (wiped.state.role, wiped.state.term) == (Role.FOLLOWER, 1)
+    intact = Configuration((1,), servers=(Server(1, "h", 1, 2, 3, "disk-1"),), cluster_id="c")
+    same = start(1, NOOP, Entry(2, 1, EntryKind.CONFIGURATION, encode_configuration(intact)))
+    same.tick(10 * TIMEOUT_MAX)
+    assert same.state.role is Role.LEADER
 
 
 def test_the_first_record_names_a_quorum_or_nobody() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -93,8 +96,13 @@ def closed_by_peer(sock: socket.socket, deadline_s: float = 5.0) -> bool:
         return True
 
 
+_ports = itertools.count(os.getpid() * 131)
+
+
 def free_port() -> int:
-    """A port nobody listens on. (Another program may take it later; loopback in a test: unlikely.)"""
-    with listen(HOST, 0) as sock:
-        port: int = sock.getsockname()[1]
-        return port
+    """A port nobody listens on, below the ephemeral range: no outgoing connection of a test that runs at the
+    same time can take it meanwhile."""
+    while True:
+        port = 10_000 + next(_ports) % 5_000
+        with contextlib.suppress(OSError), listen(HOST, port):
+            return port

@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from raft.clients.requests import RequestParser
+from raft.syscalls import send
 
 if TYPE_CHECKING:
     from raft.clients.pubsub import Subscriptions
@@ -125,18 +126,17 @@ class Connection:
         """Sends what waits, as far as the socket takes it. Handler thread, when it became writable."""
         with self._lock:
             while self._out and self.failure is None:
-                with memoryview(self._out) as view, view[: 1 << 20] as piece:
-                    sent = self._send_now(piece)
+                sent = self._send_now(bytes(self._out[: 1 << 20]))
                 del self._out[:sent]
                 if sent == 0:
                     break
 
-    def _send_now(self, data: bytes | memoryview) -> int:
+    def _send_now(self, data: bytes) -> int:
         """How many bytes went; goes on until the socket is full, so that epoll will tell when it is not."""
         total = 0
         try:
             while total < len(data):
-                total += self.sock.send(data[total:] if total else data)
+                total += send(self.sock, data[total:] if total else data)
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:

@@ -36,6 +36,7 @@ from raft.clients.shared import Raw, ServerState
 from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
 from raft.machine.commands import SLOW_READS, CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
+from raft.syscalls import Buffer, receive, signal_eventfd
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Handler:
         self._on_fatal = on_fatal
         self._connections: dict[int, Connection] = {}  # by file descriptor
         self._fast = FastReader()
+        self._buffer = Buffer(READ_BYTES)
         self._inbox: deque[Connection] = deque()  # new, or to be looked at
         self._news: deque[_News] = deque(maxlen=_MAX_NEWS + 1)
         self._signalled = False
@@ -143,7 +145,7 @@ class Handler:
         # Append first, then look at the flag; the thread clears the flag first and then empties its queues.
         if not self._signalled:
             self._signalled = True
-            os.eventfd_write(self._wake_fd, 1)
+            signal_eventfd(self._wake_fd)
 
     # Everything below runs on the thread itself.
 
@@ -228,7 +230,8 @@ class Handler:
         if not connection.waiting:
             return False
         try:
-            data = connection.sock.recv(READ_BYTES)
+            size = receive(connection.sock, self._buffer)
+            data = bytes(self._buffer.view[:size])
         except (BlockingIOError, InterruptedError):
             connection.waiting = False
             return False

@@ -1,6 +1,6 @@
-"""The hot path against a bare Redis on the same machine, interleaved: ratios that a noisy machine cannot bend.
+"""The hot path against a bare Redis on the same machine, interleaved: ratios that noise bends little.
 
-    .venv/bin/python bench/quick.py [--rounds 3] [--seconds 2] [--only "SET 50"] [--nodes 3] [--dir DIR] [--json]
+    .venv/bin/python bench/quick.py [--rounds 3] [--seconds 2] [--only "SET 50"] [--nodes 3] [--json]
 
 Three nodes on loopback with their data on a real disk, fdatasync on, and redis-server with appendfsync
 always. Each round loads one, then the other, for about the same time; the table shows the medians, those of
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--dir", default=None, help="where the data goes, on a real disk")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the program to measure, another checkout say")
+    parser.add_argument("--root", type=Path, default=ROOT, help="another checkout to measure")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
@@ -83,7 +83,8 @@ def main() -> int:
         nodes(path, options.nodes, root=options.root.resolve()) as cluster,
     ):
         if not options.json:
-            print(f"{'':28} {'ratio':>6} {'goal':>6} {'rate/s':>8} {'p50':>7} {'p99':>7}   redis: rate, p50    CPU µs/op")
+            columns = f"{'ratio':>6} {'goal':>6} {'rate/s':>8} {'p50':>7} {'p99':>7}"
+            print(f"{'':28} {columns}   redis: rate, p50    CPU µs/op")
         for case in CASES:
             if options.only in case.name:
                 rows = measure(cluster, redis, case, options.rounds, options.seconds)

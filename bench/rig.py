@@ -118,10 +118,11 @@ class Nodes:
 
 @contextmanager
 def nodes(path: Path, count: int = 3, program: str = "super_node.py", root: Path = ROOT) -> Iterator[Nodes]:
-    """A cluster with default settings. There is no MongoDB at its address: the log keeps what it would get."""
+    """A cluster with default settings, but no MongoDB: the log keeps what that would get."""
     ports = [BASE_PORT + 10 * n for n in range(1, count + 1)]
     members = "".join(
-        f"    - {{id: {n}, host: {HOST}, raft_port: {port}, client_port: {port + 1}, http_port: {port + 2}}}\n"
+        f"    - {{id: {n}, host: {HOST}, raft_port: {port}, client_port: {port + 1}, "
+        f"http_port: {port + 2}}}\n"
         for n, port in enumerate(ports, 1)
     )
     config = path / "config.yaml"

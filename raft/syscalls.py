@@ -40,6 +40,7 @@ def _library() -> ctypes.PyDLL | None:
 
 
 _C = _library()
+_Plain = socket.socket if _C is not None else None  # the type of a socket that these functions call for
 if _C is not None:
     _c_send, _c_recv, _c_write = _C.send, _C.recv, _C.write
     _SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -61,25 +62,25 @@ def send(sock: socket.socket, data: bytes) -> int:
     """As sock.send(data) of a non-blocking socket: how many bytes it took. Raises OSError, BlockingIOError
     when it takes none."""
     size = len(data)
-    if _C is None or size > SHORT_BYTES or type(sock) is not socket.socket:
+    if type(sock) is not _Plain or size > SHORT_BYTES:
         return sock.send(data)
-    sent: int = _c_send(sock.fileno(), data, size, _SEND_FLAGS)
-    while sent < 0:
+    while True:
+        sent: int = _c_send(sock.fileno(), data, size, _SEND_FLAGS)
+        if sent >= 0:
+            return sent
         _raise_unless_interrupted()
-        sent = _c_send(sock.fileno(), data, size, _SEND_FLAGS)
-    return sent
 
 
 def receive(sock: socket.socket, buffer: Buffer) -> int:
     """As sock.recv_into(buffer) of a non-blocking socket: how many bytes came, 0 at the end of the stream.
     Raises OSError, BlockingIOError when there is nothing."""
-    if _C is None or type(sock) is not socket.socket:
+    if type(sock) is not _Plain:
         return sock.recv_into(buffer.view)
-    size: int = _c_recv(sock.fileno(), buffer.address, buffer.size, _RECV_FLAGS)
-    while size < 0:
+    while True:
+        size: int = _c_recv(sock.fileno(), buffer.address, buffer.size, _RECV_FLAGS)
+        if size >= 0:
+            return size
         _raise_unless_interrupted()
-        size = _c_recv(sock.fileno(), buffer.address, buffer.size, _RECV_FLAGS)
-    return size
 
 
 def signal_eventfd(fd: int) -> None:

@@ -115,7 +115,7 @@ class Connection:
             if not self._out:
                 sent = self._send_now(data)
                 if sent == len(data):
-                    return
+                    return  # nearly always
                 data = data[sent:]
             self._out += data
             self._judge_output()
@@ -135,8 +135,9 @@ class Connection:
         """How many bytes went; goes on until the socket is full, so that epoll will tell when it is not."""
         total = 0
         try:
+            total = send(self.sock, data)
             while total < len(data):
-                total += send(self.sock, data[total:] if total else data)
+                total += send(self.sock, data[total:])
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
@@ -156,7 +157,7 @@ class Connection:
         handler goes on itself, or it is poked. Both is harmless. The order of the last two statements must
         not change.
         """
-        data = b"".join(answers)
+        data = answers[0] if len(answers) == 1 else b"".join(answers)
         self.answered_bytes = len(data)
         self.send(data)
         self.busy = False

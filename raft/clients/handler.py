@@ -33,6 +33,7 @@ from raft.clients.pubsub import Subscriptions
 from raft.clients.requests import FastReader, RequestParser
 from raft.clients.resp import encode_reply
 from raft.clients.shared import Raw, ServerState
+from raft.clients.single import BUSY, LARGE_ANSWERS, is_idle, submit_single
 from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
 from raft.machine.commands import SLOW_READS, CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
@@ -42,13 +43,11 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 65536
 MAX_BATCH_COMMANDS = 1024
-_LARGE_ANSWERS = 4 * 1024 * 1024  # bytes that one batch's answers should about stay below
 _ROUNDS = 8  # reads or batches of one connection before others get their turn
 _MAX_NEWS = 100_000  # published messages that wait for this thread
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _NO_ROWS: dict[bytes, HotRow] = {}
-_BUSY = Error("BUSY too many requests are pending on this node, try again")
 
 OnFatal = Callable[[str, BaseException], None]
 _News = tuple[bytes, bytes]
@@ -189,7 +188,10 @@ class Handler:
                 self._register(connection)
             if connection.output_bytes:
                 connection.flush()
-            self._process(connection)
+            if connection.waiting and not self._stopping and is_idle(connection):
+                self._serve_single(connection)
+            else:
+                self._process(connection)
         except Exception:
             log.exception("%r: closed after an error in its handler", connection)
             self._close(connection)
@@ -225,26 +227,37 @@ class Handler:
             log.warning("%r: dropped: %s", connection, connection.failure)
             self._close(connection)
 
+    def _serve_single(self, connection: Connection) -> None:
+        """Reads once; the short way for what is one plain command, the long one for all else."""
+        data = self._receive(connection)
+        if data and not submit_single(connection, data, self._server):
+            connection.parser.feed(data)
+            self._process(connection)
+
     def _read(self, connection: Connection) -> bool:
         """Reads once. False when nothing was there (or the connection is closed now)."""
         if not connection.waiting:
             return False
+        data = self._receive(connection)
+        connection.parser.feed(data)
+        return bool(data)
+
+    def _receive(self, connection: Connection) -> bytes:
+        """What one read gives; nothing if nothing was there or the connection is closed now."""
         try:
             size = receive(connection.sock, self._buffer)
-            data = bytes(self._buffer.view[:size])
         except (BlockingIOError, InterruptedError):
             connection.waiting = False
-            return False
+            return b""
         except OSError as error:
             log.debug("%r: reading failed: %s", connection, error.strerror)
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._close(connection)
-            return False
+            return b""
         # Less than asked for: the kernel has no more, and epoll will tell of what comes later.
-        connection.waiting = connection.hangup or len(data) == READ_BYTES
-        connection.parser.feed(data)
-        return True
+        connection.waiting = connection.hangup or size == READ_BYTES
+        return bytes(self._buffer.view[:size])
 
     def _execute(self, connection: Connection) -> None:
         """Answers or submits the backlog, up to the first command that must see everything before it done."""
@@ -349,7 +362,7 @@ class Handler:
             connection.waiting = True
         connection.busy = True  # before submit: the answer may come before submit returns
         if not self._server.backend.submit(batch):
-            batch.fail(_BUSY)
+            batch.fail(BUSY)
 
     def _deliver_news(self) -> None:
         if len(self._news) > _MAX_NEWS:
@@ -395,9 +408,9 @@ def _take_batch(connection: Connection) -> list[list[bytes]]:
     Output is held back only between batches, so a client that does not read costs the answers of one batch.
     """
     limit, size = connection.batch_limit, connection.answered_bytes
-    if size > _LARGE_ANSWERS:
+    if size > LARGE_ANSWERS:
         connection.answered_bytes = 0  # judged; no batch is under way now
-        limit = max(1, connection.batch_size * _LARGE_ANSWERS // size)
+        limit = max(1, connection.batch_size * LARGE_ANSWERS // size)
     commands = connection.parser.take(limit)
     connection.batch_size = len(commands)
     connection.batch_limit = min(limit * 2, MAX_BATCH_COMMANDS) if len(commands) == limit else limit

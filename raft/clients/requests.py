@@ -51,6 +51,11 @@ class RequestParser:
         return self._size
 
     @property
+    def empty(self) -> bool:
+        """Whether what is fed next begins a new command."""
+        return not self._size and self.error is None
+
+    @property
     def ready(self) -> bool:
         """Whether take() or error may have something new without more input."""
         return self.error is not None or (self._size > 0 and self._size >= self._missing)

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from raft.core import election, reads, reconfiguration, replication, snapshots, transfer
 from raft.core.effects import Effects, HardState
 from raft.core.entry import Entry, EntryKind
-from raft.core.invariants import ProtocolViolation, require
+from raft.core.invariants import InvariantViolation, ProtocolViolation, require
 from raft.core.log import LogReader
 from raft.core.membership import Configuration
 from raft.core.messages import (
@@ -180,7 +180,8 @@ class RaftCore:
             if state.broadcast_index < state.log.last_index:
                 replication.broadcast_append_entries(state, heartbeat=bool(state.reads))
             reads.advance_reads(state)
-            transfer.advance_transfer(state)
+            if state.transfer_target is not None:
+                transfer.advance_transfer(state)
             reconfiguration.advance_configuration(state)
         effects, state.effects = state.effects, Effects()
         effects.log = state.log.take_operations()
@@ -199,6 +200,8 @@ class RaftCore:
         return reads.lease_until_ms(self.state)
 
     def _at(self, now: float) -> CoreState:
-        require(now >= self.state.now, f"time went back from {self.state.now} to {now}")
-        self.state.now = now
-        return self.state
+        state = self.state
+        if now < state.now:  # no require(): every event comes here, its text would be made each time
+            raise InvariantViolation(f"time went back from {state.now} to {now}")
+        state.now = now
+        return state

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raft.clients.pubsub import Subscriptions
     from raft.clients.transactions import Queue
 
+LARGE_ANSWERS = 4 * 1024 * 1024  # bytes that one batch's answers should about stay below
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # output waiting for a client that asks faster than it reads
 MAX_PUSH_BYTES = 8 * 1024 * 1024  # the same for a subscriber, to whom more keeps coming
 
@@ -93,6 +94,25 @@ class Connection:
         self.patterns: set[bytes] = set()
         self.queue: Queue | None = None  # MULTI was said: see raft/clients/transactions.py
         self.watched: dict[bytes, int] = {}  # keys with the index after which they must not change
+
+    @property
+    def idle(self) -> bool:
+        """Whether the next bytes begin a command that may be carried out at once, and plainly: no answers
+        wait, no transaction was begun, no subscription changes what may be said. Handler thread."""
+        return not (
+            self.busy
+            or self.backlog
+            or self._out
+            or not self.parser.empty
+            or self.queue is not None
+            or self.failure is not None
+            or self.closing
+            or self.channels
+            or self.patterns
+            # The long way has to find out how much it may take at a time.
+            or self.batch_limit < 2
+            or self.answered_bytes > LARGE_ANSWERS
+        )
 
     @property
     def subscribed(self) -> bool:

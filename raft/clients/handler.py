@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 
 from raft.clients.batch import Batch
-from raft.clients.connection import Connection
+from raft.clients.connection import LARGE_ANSWERS, Connection
 from raft.clients.dispatch import (
     ALLOWED_WHILE_SUBSCRIBED,
     BARRIERS,
@@ -33,7 +33,7 @@ from raft.clients.pubsub import Subscriptions
 from raft.clients.requests import FastReader, RequestParser
 from raft.clients.resp import encode_reply
 from raft.clients.shared import Raw, ServerState
-from raft.clients.single import BUSY, LARGE_ANSWERS, is_idle, submit_single
+from raft.clients.single import BUSY, submit_single
 from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
 from raft.machine.commands import SLOW_READS, CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
@@ -188,7 +188,7 @@ class Handler:
                 self._register(connection)
             if connection.output_bytes:
                 connection.flush()
-            if connection.waiting and not self._stopping and is_idle(connection):
+            if connection.waiting and not self._stopping and connection.idle:
                 self._serve_single(connection)
             else:
                 self._process(connection)
@@ -239,7 +239,8 @@ class Handler:
         if not connection.waiting:
             return False
         data = self._receive(connection)
-        connection.parser.feed(data)
+        if data:
+            connection.parser.feed(data)
         return bool(data)
 
     def _receive(self, connection: Connection) -> bytes:
@@ -265,17 +266,18 @@ class Handler:
         plan = _Plan(connection)
         answers, operations = plan.answers, plan.operations
         writes = 0
-        hot = (HOT if plan.hot else _NO_ROWS).get
+        hot, slot = (HOT if plan.hot else _NO_ROWS).get, 0
         for args in commands:
             row = hot(args[0])
             if row is not None and row[0] <= len(args) <= row[1]:
-                operations.append((len(answers), args))
+                operations.append((slot, args))
                 answers.append(None)
                 writes += row[2]
+                slot += 1
             elif self._plan(connection, plan, args):
                 break
             else:
-                hot = (HOT if plan.hot else _NO_ROWS).get
+                hot, slot = (HOT if plan.hot else _NO_ROWS).get, len(answers)
         done = len(answers)
         connection.last_s = time.monotonic()
         connection.last_command = commands[done - 1][0] if done else commands[0][0]

@@ -175,6 +175,12 @@ class FastReader:
 
 def _encoded(args: list[bytes]) -> bytes:
     """A command as an array of bulk strings."""
+    if len(args) == 3:  # SET: a third of the time of the line below
+        first, second, third = args
+        return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            *(len(first), first, len(second), second),
+            *(len(third), third),
+        )
     return b"*%d\r\n" % len(args) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in args])
 
 

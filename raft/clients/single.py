@@ -16,29 +16,9 @@ from raft.replies import Error
 
 BUSY = Error("BUSY too many requests are pending on this node, try again")
 
-LARGE_ANSWERS = 4 * 1024 * 1024  # bytes that one batch's answers should about stay below
 LONGEST_BYTES = 8192  # what is longer, the long way costs little more
 _TWO = b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _THREE = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-
-
-def is_idle(connection: Connection) -> bool:
-    """Whether the next bytes of this connection are the beginning of a command that may be carried out at
-    once, and plainly: no answers wait, no transaction was begun, no subscription in RESP2. Handler thread."""
-    return not (
-        connection.busy
-        or connection.backlog
-        or connection.output_bytes
-        or not connection.parser.empty
-        or connection.queue is not None
-        or connection.failure is not None
-        or connection.closing
-        or connection.channels
-        or connection.patterns
-        # The long way has to find out how much it may take at a time.
-        or connection.batch_limit < 2
-        or connection.answered_bytes > LARGE_ANSWERS
-    )
 
 
 def single_command(data: bytes) -> list[bytes] | None:

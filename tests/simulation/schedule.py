@@ -197,6 +197,8 @@ def _fields(value: Any, leave_out: tuple[str, ...] = ()) -> str:
     for each in fields(value):
         found = getattr(value, each.name)
         if each.name not in leave_out and found:
+            if each.name == "long_delay_ms" and not value.long_delay:
+                continue
             if isinstance(found, float):
                 found = round(found, 3)
             told.append(f"{each.name}={found}")

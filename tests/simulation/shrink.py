@@ -143,7 +143,7 @@ def _quiet(scenario: Scenario) -> Scenario:
     """Nothing happens by chance any more; only the fault events are left."""
     calm = replace(
         scenario.faults,
-        **{name: 0.0 for name in _chances(scenario)},
+        **dict.fromkeys(_chances(scenario), 0.0),
         delay_ms=(0.1, 1.0),
         fsync_ms=(0.1, 0.2),
     )

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.chaos.history import Operation, read_history
-from tests.chaos.nemesis import Strike
+
+if TYPE_CHECKING:  # the simulation draws without all that it takes to strike real processes
+    from tests.chaos.nemesis import Strike
 
 PER_SECOND, ROW, LEFT = 40, 26, 120
 SHOWN_OPERATIONS = 60_000

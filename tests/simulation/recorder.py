@@ -70,6 +70,7 @@ class RecordedSimulation(Simulation):
         plan = schedule.plan()
         plan.tell = self._fault_happened
         super().__init__(schedule.seed, schedule.scenario, plan)
+        self._watch_clients()
 
     def mark(self, node_id: int, kind: str, text: str, detail: int = 0) -> None:
         """Write it down, at the present time."""
@@ -99,13 +100,18 @@ class RecordedSimulation(Simulation):
 
         node.propose, node.read = proposing, reading
 
-    def _go_on(self, host: Host) -> None:
-        node = host.node
-        before = figures_of(self)
-        super()._go_on(host)
-        for figure, told in CLIENT_FIGURES.items():
-            if (done := figures_of(self)[figure] - before[figure]) > 0:
-                self.mark(node.node_id, "client", f"{told} ×{done}" if done > 1 else told)
+    def _watch_clients(self) -> None:
+        workload: Any = self.workload
+        collect = workload.collect_answers
+
+        def collecting(node: Any, *more: Any) -> None:
+            before = figures_of(self)
+            collect(node, *more)
+            for figure, told in CLIENT_FIGURES.items():
+                if (done := figures_of(self)[figure] - before[figure]) > 0:
+                    self.mark(node.node_id, "client", f"{told} ×{done}" if done > 1 else told)
+
+        workload.collect_answers = collecting
 
     def _crash(self, host: Host) -> None:
         self.known[host.node.node_id].role = None

@@ -75,9 +75,9 @@ def test_a_process_that_dies_or_hangs_is_a_failure_of_its_seed(monkeypatch: pyte
         return Outcome(7, None, (), Counter(runs=1))
 
     monkeypatch.setattr(runner, "execute", strange)
-    report = run_seeds(range(20), STEPS, 2, silence_s=2.0)
+    report = run_seeds(range(20), STEPS, 2, silence_s=6.0)
     assert {seed: failure.reason for seed, failure in report.failures.items()} == {
-        5: "the process died", 9: "no end within 2 s",
+        5: "the process died", 9: "no end within 6 s",
     }  # fmt: skip
     assert report.done == 20 and report.figures["runs"] == 18 and report.steps == 18 * 7
 

@@ -29,7 +29,7 @@ def test_a_failing_schedule_is_told_with_what_replays_it(monkeypatch: pytest.Mon
         raise AssertionError("a made-up end")
 
     monkeypatch.setattr(Simulation, "run", end_badly)
-    with pytest.raises(pytest.fail.Exception, match="seed 30, .*: a made-up end\nreplay: .* --seed 30\n"):
+    with pytest.raises(pytest.fail.Exception, match=r"seed 30, .*: a made-up end\nreplay: .* --seed 30\n"):
         run_batch(30)
 
 

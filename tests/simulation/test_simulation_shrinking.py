@@ -21,7 +21,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def small(schedule: Schedule) -> Shrunk:
-    """Shrunk within so many tries: a clock that ticks with each of them makes that independent of the time."""
+    """Shrunk within so many tries: the clock ticks with each of them, so that no time of day matters."""
     clock = itertools.count()
     shrunk = shrink(schedule, TRIES, lambda: next(clock))
     assert shrunk is not None

@@ -8,6 +8,7 @@ python -m tests.simulation --replay FILE                            one from a f
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -129,4 +130,5 @@ def look_at(schedule: Schedule, out: Path | None, verbosity: int) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable()  # what nodes have to say about their disks; inherited by the workers
     sys.exit(main())

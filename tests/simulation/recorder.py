@@ -115,7 +115,7 @@ class RecordedSimulation(Simulation):
 
     def _crash(self, host: Host) -> None:
         self.known[host.node.node_id].role = None
-        middle = ", in the middle of its effects" if host.turn is not None else ""
+        middle = " between two effects" if host.turn is not None else ""
         self.mark(host.node.node_id, "crash", f"CRASH{middle}")
         super()._crash(host)
 

@@ -183,7 +183,7 @@ def describe(schedule: Schedule, events: tuple[Event, ...]) -> str:
             value = {node: round(rate, 4) for node, rate in value.items() if rate != 1.0}
         if value and name != "clock_starts":
             lines.append(f"{name} " + (_fields(value) if is_dataclass(value) else f"{value}"))
-    lines.append(f"{len(events)} fault events" + (":" if events else ""))
+    lines.append(f"{len(events)} fault event{'s' * (len(events) != 1)}{':' * bool(events)}")
     lines.extend(f"  {event.at_ms:9.1f} ms  {event.name:18} {event.told}" for event in events)
     return "\n".join(lines)
 

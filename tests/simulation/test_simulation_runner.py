@@ -86,7 +86,12 @@ def test_ctrl_c_ends_all_processes_and_prints_what_there_is() -> None:
     command = [sys.executable, "-m", "tests.simulation", "--seeds", "100000", "--steps", "50", "--jobs", "2"]
     root = Path(__file__).parents[2]
     with subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     ) as running:
         children = wait_for_children(running.pid, 2)
         running.send_signal(signal.SIGINT)

@@ -187,6 +187,29 @@ class RaftCore:
         effects.log = state.log.take_operations()
         return effects
 
+    def at_rest(self) -> bool:
+        """Leader: whether take_effects() would find nothing, but what time brings. Else False."""
+        state, effects = self.state, self.state.effects
+        return not (
+            state.role is not Role.LEADER
+            or state.reads
+            or state.early_reads
+            or state.transfer_target is not None
+            or state.departing
+            or state.configuration.promote
+            or state.broadcast_index < state.log.last_index
+            or effects.early_messages
+            or effects.messages
+            or effects.hard_state is not None
+            or effects.committed is not None
+            or effects.role_changed
+            or effects.configuration_changed
+            or effects.snapshots_wanted
+            or effects.reads_failed
+            or effects.reads_ready
+            or effects.news
+        )
+
     def next_deadline_ms(self) -> float:
         """When tick() has something to do at the latest."""
         state = self.state

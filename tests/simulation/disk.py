@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from raft.core.effects import AppendLog, HardState, LogOperation, ResetLog, TruncateLog
+from raft.core.effects import AppendLog, HardState, LogOperation, LostEntries, ResetLog, TruncateLog
 from raft.core.entry import Entry, EntryKind
 
 Record: TypeAlias = TruncateLog | ResetLog | Entry
@@ -93,6 +93,7 @@ class Disk:
         last_term = self.log[-1].term if self.log else 0
         self.hard_state = hard_state or HardState(last_term)
         self.snapshot = NO_SNAPSHOT
+        self.lost: LostEntries | None = None
 
     # --- raft.core.log.LogReader ------------------------------------------------------------------------
 

@@ -190,9 +190,8 @@ def _start(directory: Path) -> tuple[str | None, list[str], identity.Identity | 
         return str(error), [], who
     notes = [note for note in (node.log.torn_tail,) if note is not None]
     if node.lost_entries is not None:
-        notes.append(
-            f"acknowledged entries from {node.lost_entries.from_index} on were lost: no vote before they are back"
-        )
+        first = node.lost_entries.from_index
+        notes.append(f"acknowledged entries from {first} on are lost: no vote before they are here again")
     node.close()
     return None, notes, who
 

@@ -71,8 +71,8 @@ def begin(core: CoreState, lost: LostEntries) -> None:
     """The disk says at the start that entries were lost."""
     core.recovering = Recovering(lost, core.rng.getrandbits(62))
     core.effects.news.append(
-        f"has lost acknowledged entries, from {lost.from_index} on, in term {lost.term}: gives no vote and "
-        f"does not campaign until a leader has sent them again"
+        f"has lost entries that it may have acknowledged, from {lost.from_index} on, in term {lost.term}: "
+        f"gives no vote and does not campaign until a leader has sent them again"
     )
 
 

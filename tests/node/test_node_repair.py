@@ -25,9 +25,9 @@ def segments_of(cluster: Cluster, node: int) -> list[Path]:
 
 def flip(path: Path, record: int) -> int:
     """Flip a bit of a record (counted from 0, or backwards) of a segment; returns its index."""
-    content = bytearray(path.read_bytes())
-    first, _ = decode_header(content)
-    offsets = scan_segment(bytes(content), first, 0).offsets
+    blob = path.read_bytes()
+    first, _ = decode_header(blob)
+    offsets, content = scan_segment(blob, first, 0).offsets, bytearray(blob)
     content[offsets[record] + 40] ^= 8
     path.write_bytes(content)
     return first + (record if record >= 0 else len(offsets) + record)
@@ -114,11 +114,7 @@ def test_it_gives_no_vote_to_who_lacks_what_it_has_acknowledged(tmp_path: Path) 
         cluster.start(victim, behind)
         cluster.ready(victim, behind)
         eventually(lambda: "no leader is heard" in cluster.log_of(victim), 20, "a complaint")
-        asks = "asking for pre-votes"
-        before = cluster.log_of(behind).count(asks)
-        eventually(lambda: cluster.log_of(behind).count(asks) > 0, 20, "the other one campaigning")
-        eventually(lambda: cluster.info(behind)["role"] == "pre-candidate", 20, "it asks")
-        assert before >= 0
+        eventually(lambda: cluster.info(behind)["role"] == "pre-candidate", 20, "the other one asking")
         for node in (victim, behind):
             info = cluster.info(node)
             assert info["leader_id"] == "0", info

@@ -69,7 +69,7 @@ class Simulation:
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.hosts: dict[int, Host] = {}
         self.nodes: dict[int, Node] = {}
-        self.checker = Checker(self.nodes)
+        self.checker = self._new_checker()
         self.members = Members(self.nodes, self.checker, self.scenario.configuration)
         self.library = Library()
         self.workload = Workload()
@@ -93,6 +93,9 @@ class Simulation:
             self._at(self.rng.uniform(100, 600), self._change_members)
         if self.scenario.load_every_ms:
             self._at(self.rng.uniform(0, 50), self._load)
+
+    def _new_checker(self) -> Checker:
+        return Checker(self.nodes)
 
     def _add_host(self, node_id: int) -> None:
         scenario = self.scenario

@@ -354,6 +354,13 @@ def damage_middle(disk: FaultyDisk) -> int:
     return 13
 
 
+def damage_end_of_file(disk: FaultyDisk) -> int:
+    """Only the next file says that this record had been durable, and is renamed first."""
+    last = firsts(disk)[3] - 1
+    flip_record(disk, last)
+    return last
+
+
 def damage_header(disk: FaultyDisk) -> int:
     flip(disk, firsts(disk)[1], 3)
     return firsts(disk)[1]
@@ -365,13 +372,14 @@ def damage_gap(disk: FaultyDisk) -> int:
     return gone
 
 
-@pytest.mark.parametrize("damage", [damage_middle, damage_header, damage_gap])
+@pytest.mark.parametrize("damage", [damage_middle, damage_end_of_file, damage_header, damage_gap])
 def test_a_crash_at_every_step_of_the_repair(damage: Callable[[FaultyDisk], int]) -> None:
     """Afterwards the node never takes its log for whole, and the damaged files are all there."""
     pristine = written()
     lost_from = damage(pristine)
-    contents = {segment_path(f).name: pristine.file(segment_path(f)) for f in firsts(pristine)}
-    contents = {name: content for name, content in contents.items() if int(name[4:-4]) >= lost_from}
+    holds = lost_from if damage is damage_gap else max(f for f in firsts(pristine) if f <= lost_from)
+    paths = [segment_path(first) for first in firsts(pristine) if first >= holds]
+    contents = {path.name: pristine.file(path) for path in paths}
     for step in range(1000):
         disk = pristine.copy()
         disk.power_fails_at = step
@@ -463,3 +471,24 @@ def test_a_torn_tail_of_a_recovering_node_is_cut_as_ever() -> None:
     assert (storage.log.last_index, storage.lost_entries) == (19, LostEntries(13, TERM))
     storage.close()
     assert set(aside(disk)) == names
+
+
+def test_what_was_kept_is_never_written_over() -> None:
+    """The same file is damaged again: while the node recovers, and after it has healed."""
+    disk = written()
+    kept: dict[str, bytes] = {}
+    for record, heals in ((13, False), (12, True), (11, False)):
+        flip_record(disk, record)
+        storage = open_node(disk)
+        storage.log.append(make_entries(record, 29, term=TERM, size=20))
+        storage.log.sync()
+        storage.log.append(make_entries(30, 30, term=TERM, size=20))
+        storage.log.sync()
+        if heals:
+            storage.healed()
+        storage.close()
+        now = aside(disk)
+        assert {name: now[name] for name in kept} == kept
+        assert len(now) > len(kept)
+        kept = now
+    assert len({name.split("-")[1] for name in kept}) == 3

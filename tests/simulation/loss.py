@@ -58,49 +58,50 @@ class LossChecker(Checker):
 
 
 class LossSimulation(Simulation):
-    """One schedule with losses. weight: of a loss among the fault events."""
+    """One schedule with losses."""
 
-    def __init__(self, seed: int, weight: float = 0.35) -> None:
+    def __init__(self, seed: int) -> None:
         self.losses = 0
-        self.weight = weight
         self.healthy: set[int] = set()  # whom the end of the schedule makes whole
         super().__init__(seed, draw_loss(random.Random(f"loss {seed}")))
 
     def _new_checker(self) -> Checker:
         return LossChecker(self.nodes)
 
-    def _fault(self) -> None:
-        if not self.calm and self.rng.random() < self.weight:
-            self._fault_loss()
-        super()._fault()
+    def _fault_weights(self) -> dict[str, float]:
+        weights = super()._fault_weights()
+        return {**weights, "loss": 0.5 * sum(weights.values())}
 
     def _recovering(self) -> set[int]:
         return {n for n, node in self.nodes.items() if node.disk.lost is not None}
 
-    def _fault_loss(self) -> None:
-        rng = self.rng
+    def _fault_loss(self, rng: random.Random) -> str:
+        """A node goes down, and comes back without the end of its log."""
         followers = [host for host in self.hosts.values() if host.node.role is not Role.LEADER]
-        host = rng.choice(followers) if followers and rng.random() < 0.8 else self._any_host()
+        host = rng.choice(followers) if followers and rng.random() < 0.8 else self._any_host(rng)
         node = host.node
         if host.crash_in is not None:
-            return
+            return ""
         if not self.members.is_available(set(self.nodes) - self._recovering() - {node.node_id}):
-            return
+            return ""
         if host.up:
+            host.crash_rng = rng
             self._crash(host)
         assert isinstance(self.checker, LossChecker)
         self.checker.lost(node)
         disk = node.disk
         first = max(disk.synced.base_index, disk.snapshot.index) + 1
         last = disk.synced.last_index
-        disk.lose(max(first, rng.choice((last, last - 1, rng.randint(min(first, last), last)))))
+        lost_from = max(first, rng.choice((last, last - 1, rng.randint(min(first, last), last))))
+        disk.lose(lost_from)
         self.losses += 1
+        return f"node {node.node_id} from entry {lost_from} of {last} on"
 
     def _draw_healthy(self) -> set[int]:
         """Whom it can do without: the rest must be able to elect one without those who may not vote."""
-        healthy = set(self.hosts)
-        if self.rng.random() < 0.5:
-            for node_id in self.rng.sample(sorted(healthy), len(healthy)):
+        healthy, rng = set(self.hosts), self.plan.stream("healing")
+        if rng.random() < 0.5:
+            for node_id in rng.sample(sorted(healthy), len(healthy)):
                 if self.members.is_available(healthy - {node_id} - self._recovering()):
                     healthy.discard(node_id)
         self.healthy = healthy

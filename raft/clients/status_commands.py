@@ -50,6 +50,8 @@ def _raft_info(_connection: Connection, _args: list[bytes], server: ServerState)
         "last_log_index": status.last_log_index,
         "first_log_index": status.first_log_index,
         "snapshot_index": status.snapshot_index,
+        "recovering": int(status.recovering_from > 0),
+        "recovering_from": status.recovering_from,
         "last_digest_index": status.last_digest_index,
         "voters": _ids(status.voters),
         "learners": _ids(status.learners),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tests.chaos import faults, members
+from tests.chaos import disks, faults, members
 from tests.chaos.faults import Fault, Scene
 
 KINDS: dict[str, type[Fault]] = {
@@ -23,9 +23,9 @@ KINDS: dict[str, type[Fault]] = {
     "delay": faults.Delay,
     "loss": faults.Loss,
     "resets": faults.Resets,
-    "full": faults.FullDisk,
-    "eio": faults.FailingSync,
-    "hang": faults.HangingSync,
+    "full": disks.FullDisk,
+    "eio": disks.FailingSync,
+    "hang": disks.HangingSync,
     "clock": faults.Clock,
     "transfer": faults.Transfer,
     "snapshot": faults.Snapshot,

@@ -1,14 +1,17 @@
-"""super_node.py with two holes for the harness: a wall clock that can be set, and other places to dial.
+"""super_node.py with holes for the harness: a wall clock that can be set, other places to dial, a disk that
+loses what is not synced.
 
 CHAOS_CLOCK: a file with milliseconds that are added to the wall clock (the monotonic one stays as it is).
 CHAOS_ROUTES: a file {raft port: port to dial instead}; used only where there are no network namespaces.
-CHAOS_BUG: a bug that is put into the node, to see that a run finds it.
+CHAOS_POWER: kill -9 takes what was not synced (tests/chaos/power.py).
+CHAOS_BUG: a bug of tests/chaos/planted.py that is put into the node, to see that a run finds it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import runpy
 import sys
 from pathlib import Path
@@ -17,9 +20,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from raft.core import reads  # noqa: E402
-from raft.core.membership import Configuration  # noqa: E402
-from raft.machine.sessions import SessionTable  # noqa: E402
 from raft.runtime.clock import SystemClock  # noqa: E402
 from raft.transport.dialer import Dialer  # noqa: E402
 
@@ -45,37 +45,14 @@ def bend_routes(file: Path) -> None:
     Dialer._connect = connect  # type: ignore[method-assign]
 
 
-def stale_reads() -> None:
-    """Every node answers reads with what it has (BUGS 30)."""
-
-    def request_read(core: Any, request_id: int) -> None:
-        core.effects.reads_ready.append((request_id, core.commit_index))
-
-    reads.request_read = request_read
-
-
-def forgotten_sessions() -> None:
-    """No node remembers what it did for a session (BUGS 52)."""
-    SessionTable.recall = lambda *_: None  # type: ignore[method-assign]
-
-
-def lonely_quorum() -> None:
-    """What one voter has is taken for what a majority has."""
-
-    def quorum_value(self: Configuration, value_of: Any) -> int:
-        return max(value_of(voter) for voter in self.voters)
-
-    Configuration.quorum_value = quorum_value  # type: ignore[method-assign]
-
-
-BUGS = {
-    "stale-reads": stale_reads,
-    "forgotten-sessions": forgotten_sessions,
-    "lonely-quorum": lonely_quorum,
-}
-
 if __name__ == "__main__":
+    if os.environ.get("CHAOS_POWER"):
+        from tests.chaos.power import lose_unsynced_bytes
+
+        lose_unsynced_bytes(random.Random())
     if bug := os.environ.get("CHAOS_BUG"):
+        from tests.chaos.planted import BUGS
+
         BUGS[bug]()
     if clock := os.environ.get("CHAOS_CLOCK"):
         bend_clock(Path(clock))

@@ -104,6 +104,8 @@ class FailingSync(Fault):
     def end(self) -> None:
         assert self._tracer is not None
         self._must_have_ended()
+        ended = self.cluster.processes[self.node].poll() is not None
+        self.scene.tally[f"{self._inject().partition(':')[2]}: {'ended' if ended else 'went on'}"] += 1
         self._tracer.terminate()
         self._tracer.wait(15)
         self._revive_soon()

@@ -10,12 +10,14 @@ import contextlib
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 import redis
 
 from database.embedded import EmbeddedServer
 from tests.chaos.network import Network
+from tests.chaos.node_program import DRIFT
 from tests.chaos.nodes import ChaosCluster
 from tests.chaos.proxy import Link
 
@@ -32,6 +34,7 @@ class Scene:
         self.delays: dict[object, dict[Link, float]] = {}
         self.losses: dict[object, dict[Link, float]] = {}
         self.size = len(cluster.ids)
+        self.tally: Counter[str] = Counter()  # what nodes made of faults that leave them a choice
         self.wrong: list[str] = []  # what no fault of this kind may lead to
 
     def leader(self) -> int | None:
@@ -186,7 +189,24 @@ class Clock(Fault):
         return f"node {self.node} by {offset} ms"
 
     def end(self) -> None:
-        self.cluster.set_clock(self.node, 0)
+        self.cluster.set_clock(self.node)
+
+
+class Drift(Fault):
+    """Monotonic clocks run at different rates: the leader's slowly, so that its lease lasts, all others'
+    fast, so that they stand for election early."""
+
+    def begin(self) -> str | None:
+        if not self.cluster.clocks:
+            return None
+        leader = self.scene.leader() or self.rng.choice(self.cluster.ids)
+        for n in self.cluster.ids:
+            self.cluster.set_clock(n, drift=-DRIFT if n == leader else DRIFT)
+        return f"node {leader} by {-DRIFT:.1%}, all others by {DRIFT:.1%}"
+
+    def end(self) -> None:
+        for n in self.cluster.ids:
+            self.cluster.set_clock(n)
 
 
 # --- the network ------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ MIXES = {
     "all-3": Mix(3, "all", power=True),
     "process-network": Mix(5, "process,network"),
     "disk": Mix(3, "disk,kill,blackout,pause,alone,snapshot,transfer", power=True),
-    "clock-lease": Mix(3, "clock,kill,pause,partition,delay,loss,transfer", lease_reads=True),
+    "clock-lease": Mix(3, "clock,drift,kill,pause,partition,delay,loss,transfer", lease_reads=True),
     "members": Mix(5, "members,rot,kill,blackout,halves,alone,snapshot", power=True),
     "mongo": Mix(3, "mongo,kill,blackout,pause,alone,oneway,transfer,snapshot", power=True),
 }

@@ -27,6 +27,7 @@ KINDS: dict[str, type[Fault]] = {
     "eio": disks.FailingSync,
     "hang": disks.HangingSync,
     "clock": faults.Clock,
+    "drift": faults.Drift,
     "transfer": faults.Transfer,
     "snapshot": faults.Snapshot,
     "grow": members.Grow,

@@ -142,13 +142,13 @@ class ChaosCluster(Cluster):
     def _clock(self, node: int) -> Path:
         file = self.directory / f"clock-{node}"
         if not file.exists():
-            file.write_text("0")
+            file.write_text("0 0")
         return file
 
-    def set_clock(self, node: int, offset_ms: int) -> None:
-        """Put the node's wall clock that far off."""
+    def set_clock(self, node: int, offset_ms: int = 0, drift: float = 0.0) -> None:
+        """Put the node's wall clock that far off, and let its monotonic one run faster by that share."""
         fresh = self.directory / f"clock-{node}.new"
-        fresh.write_text(str(offset_ms))
+        fresh.write_text(f"{offset_ms} {drift}")
         fresh.rename(self._clock(node))
 
     def crash(self, node: int) -> None:

@@ -81,6 +81,7 @@ class Report:
     intervals: int = 0
     slowest_s: float = 0.0  # the longest wait for an answer of a node that no fault held
     usage: dict[int, str] = field(default_factory=dict)
+    tally: dict[str, int] = field(default_factory=dict)  # what nodes made of faults that leave a choice
     growth: list[dict[str, float]] = field(default_factory=list)  # after each round: see Run._note_growth
     documents: dict[str, int] = field(default_factory=dict)  # in MongoDB, by collection
     mongo_looks: int = 0
@@ -142,7 +143,7 @@ class Run:
             stack.callback(self.mongo.kill)
         self.cluster = ChaosCluster(
             self.directory, self.network, options.nodes, disks="full" in options.kinds and os.geteuid() == 0,
-            clocks="clock" in options.kinds, mongo_port=port, power=options.power,
+            clocks=bool({"clock", "drift"} & set(options.kinds)), mongo_port=port, power=options.power,
             raft={"lease_reads": options.lease_reads},
         )  # fmt: skip
         stack.callback(self.cluster.stop)
@@ -385,6 +386,7 @@ class Run:
         if not hasattr(self, "nemesis"):
             return
         self.report.faults = dict(sorted(self.nemesis.counts.items()))
+        self.report.tally = dict(sorted(self.scene.tally.items()))
         self.report.usage = {
             n: f"{u.rss_mb:.0f} MB, {u.descriptors} descriptors, {u.threads} threads"
             for n, u in sorted(self.cluster.watch.usage.items())

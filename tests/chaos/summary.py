@@ -26,6 +26,7 @@ def told(report: Document) -> str:
     if recoveries:
         middle, worst = recoveries[len(recoveries) // 2], recoveries[-1]
         lines.append(f"first write acknowledged after healing: median {middle:.2f} s, longest {worst:.2f} s")
+    lines.append(f"what nodes made of it: {_counts(report['tally'])}")
     lines += [f"node {n}: at most {usage}" for n, usage in report["usage"].items()]
     if growth := report["growth"]:
         lines.append(f"after the first round: {_counts(growth[0])}; after the last: {_counts(growth[-1])}")
@@ -40,7 +41,7 @@ def _counts(counts: dict[str, Any]) -> str:
 
 def tables(reports: Sequence[Document]) -> str:
     """Markdown: runs, then faults."""
-    return _runs(reports) + "\n" + _growth(reports) + "\n" + _faults(reports)
+    return "\n".join((_runs(reports), _growth(reports), _faults(reports), _tally(reports)))
 
 
 def _row(cells: Sequence[Any]) -> str:
@@ -114,3 +115,10 @@ def _faults(reports: Sequence[Document]) -> str:
         text += _row([f"`{kind}`", *(n or "" for n in times), sum(times)])
     wrong = [len(r["violations"]) for r in reports]
     return text + _row(["violations", *wrong, sum(wrong)])
+
+
+def _tally(reports: Sequence[Document]) -> str:
+    text = _head("fault: what the node did", *map(_name, reports))
+    for what in sorted({what for r in reports for what in r["tally"]}):
+        text += _row([what, *(r["tally"].get(what, "") for r in reports)])
+    return text

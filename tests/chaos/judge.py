@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any
 
 from tests.chaos.books import Book
@@ -12,6 +13,9 @@ from tests.chaos.clients import Address, Link, LostError, NotSentError, code_of
 from tests.chaos.followers import flat
 from tests.chaos.history import FAILED, OK, UNKNOWN, History, Operation
 from tests.chaos.nodes import ChaosCluster
+
+LONG = 12  # rounds
+MOST_GROWTH = {"node_mb": 30.0, "descriptors": 15.0, "threads": 5.0}
 
 
 def final_reads(history: History, addresses: dict[int, Address], keys: Iterable[str]) -> None:
@@ -61,6 +65,21 @@ def check_heard(books: Sequence[Book], heard: dict[tuple[str, int], tuple[str, i
         for n, told in book.outcomes.items()
         if (book.name, n) in heard and heard[book.name, n][:2] != told
     ][:5]
+
+
+def check_growth(growth: Sequence[dict[str, float]]) -> list[str]:
+    """What nodes took in the last quarter of a long run, against the first; medians, so that one large moment
+    is no growth. The state itself grows a little (keys of each round, claims)."""
+    if len(growth) < LONG:
+        return []
+    quarter = len(growth) // 4
+    first, last = growth[:quarter], growth[-quarter:]
+    wrong = []
+    for what, most in MOST_GROWTH.items():
+        before, after = (median(each[what] for each in part) for part in (first, last))
+        if after - before > most:
+            wrong.append(f"{what} of the largest node grew from {before:g} to {after:g}")
+    return wrong
 
 
 def ask_once(cluster: ChaosCluster, node: int, *words: Any) -> Any:

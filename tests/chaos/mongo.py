@@ -42,7 +42,8 @@ def check_mongo(
             paid = sum(d["amount"] for d in database["claims"].find({"node": book.name}) if d["accepted"])
             if paid != book.claimed:
                 wrong.append(f"MongoDB: claims of {book.name} come to {paid}, answered {book.claimed}")
-            wrong += _check_reward(cluster, database, book.name)
+        for document in list(database["rewards"].find({}, {"_id": 1})):  # members of the cluster as well
+            wrong += _check_reward(cluster, database, document["_id"])
         record = Record(*(list(database[name].find()) for name in ("rewards", "intervals", "claims")))
     counts = {name: len(getattr(record, name)) for name in ("rewards", "intervals", "claims")}
     return wrong + audit(record, books, heard), counts

@@ -91,8 +91,8 @@ def slow_projector() -> None:
     straight = writer.LedgerWriter._upsert
 
     def upsert(self: Any, documents: Any) -> Any:
-        if random.random() < 0.1:
-            time.sleep(random.uniform(1.0, 3.0))
+        if random.random() < 0.3:
+            time.sleep(random.uniform(1.0, 4.0))
         return straight(self, documents)
 
     writer.LedgerWriter._upsert = upsert  # type: ignore[method-assign]

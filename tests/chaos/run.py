@@ -28,7 +28,7 @@ from tests.chaos.clients import Client, Findings, Link, LostError, NotSentError,
 from tests.chaos.faults import Scene
 from tests.chaos.followers import Follower, flat
 from tests.chaos.history import FAILED, OK, UNKNOWN, History, Operation
-from tests.chaos.judge import ask_once, check_counters, check_heard, final_reads, open_interval
+from tests.chaos.judge import ask_once, check_counters, check_growth, check_heard, final_reads, open_interval
 from tests.chaos.linearizability import LINEARIZABLE, check
 from tests.chaos.listeners import Ear, MongoWatch
 from tests.chaos.mongo import check_mongo
@@ -366,7 +366,7 @@ class Run:
             thread.join(30)
         books = [f.book for f in self.followers]
         self.report.unread = sum(len(book.reported - book.outcomes.keys()) for book in books)
-        self.report.violations += check_heard(books, self.ear.heard)
+        self.report.violations += check_heard(books, self.ear.heard) + check_growth(self.report.growth)
         if self.mongo is not None:
             self._show("comparing with MongoDB")
             wrong, self.report.documents = check_mongo(self.cluster, self.mongo, books, self.ear.heard)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.judge import check_growth
 from tests.chaos.mixes import MIXES, merge, names_of
 from tests.chaos.nemesis import KINDS, kinds_of
 from tests.chaos.run import Options, Report
@@ -60,3 +61,14 @@ def test_a_report_is_told_with_its_violations(tmp_path: Path) -> None:
     text = told(report(tmp_path, "", ["something is lost"]))
     assert "VIOLATIONS: 1\n  something is lost" in text and "longest 1.25 s" in text
     assert told(report(tmp_path, "", [])).endswith("violations: none")
+
+
+@pytest.mark.parametrize(("what", "step"), [("node_mb", 4.0), ("descriptors", 2.0), ("threads", 1.0)])
+def test_slow_growth_of_a_node_is_found(what: str, step: float) -> None:
+    calm: dict[str, float] = {"at_s": 0, "node_mb": 42, "descriptors": 33, "threads": 17}
+    growth = [dict(calm) for _ in range(16)]
+    growth[5][what] *= 4  # one moment
+    assert check_growth(growth) == []
+    for number, each in enumerate(growth):
+        each[what] = calm[what] + number * step
+    assert check_growth(growth) and what in check_growth(growth)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from typing import Any
 
 import redis
@@ -46,6 +47,7 @@ def check_mongo(
             wrong += _check_reward(cluster, database, document["_id"])
         record = Record(*(list(database[name].find()) for name in ("rewards", "intervals", "claims")))
     counts = {name: len(getattr(record, name)) for name in ("rewards", "intervals", "claims")}
+    counts |= dict(Counter(d["outcome"] for d in record.intervals))
     return wrong + audit(record, books, heard), counts
 
 

@@ -84,6 +84,7 @@ class Report:
     tally: dict[str, int] = field(default_factory=dict)  # what nodes made of faults that leave a choice
     growth: list[dict[str, float]] = field(default_factory=list)  # after each round: see Run._note_growth
     documents: dict[str, int] = field(default_factory=dict)  # in MongoDB, by collection
+    ledger: dict[str, int] = field(default_factory=dict)  # how often its rules came into play
     mongo_looks: int = 0
     unread: int = 0  # acknowledged reports whose outcome was not read in time (MongoDB was asked)
     seconds: float = 0.0
@@ -365,6 +366,13 @@ class Run:
         for thread in self.listeners:
             thread.join(30)
         books = [f.book for f in self.followers]
+        self.report.ledger = {
+            "answers BANNED": sum(book.bans for book in books),
+            "bans for spam": sum(book.spam_bans for book in books),
+            "absences": sum(len(book.absences) for book in books),
+            "over-claims": sum(book.refused_claims for book in books),
+            "published outcomes": len(self.ear.heard),
+        }
         self.report.unread = sum(len(book.reported - book.outcomes.keys()) for book in books)
         self.report.violations += check_heard(books, self.ear.heard) + check_growth(self.report.growth)
         if self.mongo is not None:

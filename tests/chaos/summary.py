@@ -20,6 +20,7 @@ def told(report: Document) -> str:
         f"keys judged: {report['keys']}, longest search {report['longest_search']} steps",
         f"reward intervals: {report['intervals']}; outcomes not read in time: {report['unread']}; "
         f"MongoDB: {_counts(report['documents'])}, looked at {report['mongo_looks']} times",
+        f"ledger: {_counts(report['ledger'])}",
         f"requests without an answer: {report['silences']}; "
         f"slowest answer of a node that no fault held: {report['slowest_s']:.2f} s",
     ]

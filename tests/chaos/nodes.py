@@ -27,7 +27,7 @@ DISK = "256m"
 MAX_RSS_MB, MAX_DESCRIPTORS, MAX_THREADS = 200, 150, 50
 THREADS = {  # what every node must have, beside a dialer for each peer
     "MainThread", "raft-worker", "election", "heartbeat", "ping", "projector", "segment-preparer",
-    "raft-accept", "clients-acceptor",
+    "raft-accept", "clients-acceptor", "http",
 }  # fmt: skip
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z")
 TIMING = {

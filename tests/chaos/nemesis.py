@@ -53,6 +53,7 @@ EXPECTED = {
         "thread .* failed",
         "fsync failed",
         "preparer failed",
+        "cannot start: .*Errno 5",
     ),
     "hang": ("fatal in thread", "stopped by a fatal fault"),
     "full": ("waiting for space", "disk is full", "[Nn]o space"),

@@ -21,6 +21,9 @@ class FullDisk(Fault):
     def begin(self) -> str | None:
         if not self.cluster.disks or not self._hold():
             return None
+        if not (self.cluster.data(self.node) / "identity.json").exists():
+            self._release()  # a node that has never run says that it cannot, and ends
+            return None
         with contextlib.suppress(OSError), self._ballast().open("wb", buffering=0) as file:
             for size in (1 << 20, 4096, 64):
                 with contextlib.suppress(OSError):

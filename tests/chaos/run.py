@@ -48,7 +48,8 @@ SILENCE_EXCUSE_NS = 3_000_000_000  # after a node was struck it may still have t
 @dataclass
 class Options:
     """What to run. kinds: of faults; rate_pause_s: the longest rest of a client between operations;
-    followers: good ones, beside two that break rules; power: a kill loses what was not synced."""
+    followers: good ones, beside two that break rules; power: a kill loses what was not synced; least_rounds:
+    however long they take."""
 
     directory: Path
     seconds: float
@@ -58,6 +59,7 @@ class Options:
     clients: int = 10
     followers: int = 3
     round_s: float = 20.0
+    least_rounds: int = 1
     rate_pause_s: float = 0.015
     mongo: bool = True
     loopback: bool = False
@@ -116,8 +118,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             try:
                 self._open(stack)
-                while time.monotonic() - began < self.options.seconds and not self.report.violations:
-                    left = self.options.seconds - (time.monotonic() - began)
+                while self._goes_on(left := self.options.seconds - (time.monotonic() - began)):
                     self._round(max(4.0, min(self.options.round_s, left - 6)))
                 self._last_questions()
             except Exception as error:  # noqa: BLE001 - a harness that fails proves nothing
@@ -127,6 +128,10 @@ class Run:
                 self._stopped.set()
                 self._conclude()
         return self.report
+
+    def _goes_on(self, left_s: float) -> bool:
+        more = left_s > 0 or self.report.rounds < self.options.least_rounds
+        return more and not self.report.violations
 
     def _traceback(self) -> None:
         import traceback

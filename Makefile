@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos chaos-mixes fuzz mutants
+.PHONY: help setup run test check bench sim chaos chaos-mixes fuzz mutants model
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -59,3 +59,6 @@ fuzz: setup  ## every decoder with RUNS=1000000 inputs, guided by coverage (TARG
 
 mutants: setup  ## each catalogued bug put back: the suite must go red
 	$(BIN)/python -m tests.mutants.run
+
+model: setup  ## exhaustive search of small scopes of the consensus core (SCOPES=… JOBS=1)
+	$(BIN)/python -m tests.model $(SCOPES) --jobs $(or $(JOBS),1)

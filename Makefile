@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos fuzz mutants model
+.PHONY: help setup run test check bench sim chaos chaos-mixes fuzz mutants model
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## virtual environment in .venv with everything that pip can bring
 
@@ -47,6 +47,10 @@ NODES ?= 3
 FAULTS ?= all
 chaos: setup  ## faults on a running cluster: MINUTES=5 NODES=3 FAULTS=all SEED= (root: network namespaces, full disks)
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+
+MIXES ?= all
+chaos-mixes: setup  ## every mix of faults, one after the other: MINUTES=30 MIXES=all OUT=chaos-mixes SEED= (root)
+	$(BIN)/python -m tests.chaos --mixes $(MIXES) --minutes $(MINUTES) --out $(or $(OUT),chaos-mixes) $(if $(SEED),--seed $(SEED))
 
 RUNS ?= 1000000
 TARGET ?= all

@@ -2,7 +2,8 @@
 
     --jobs N     so many at a time (default: the cores)
     --seeds N    simulation schedules at the most for each (default 400; 0: the tests alone)
-    --write      the table into docs/proof.md, and the results into tests/mutants/results.json
+    --write      the table into docs/proof.md, and the results into tests/mutants/results.json, where those
+                 of mutants that were not tried this time stay
 
 Exit 1 if a mutant lives, if one does not apply any more, or if the tests are red without any.
 """
@@ -149,6 +150,13 @@ def run_all(mutants: Sequence[Mutant], jobs: int, seeds: int) -> list[Verdict]:
     return verdicts
 
 
+def merged(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """These, and what is known of the other mutants that there still are, in the order of the catalogue."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    latest = {(each.file, each.why): each for each in (*(Verdict(**row) for row in known), *verdicts)}
+    return [latest[key] for each in all_mutants() if (key := (each.file, each.why)) in latest]
+
+
 def told(verdict: Verdict) -> str:
     """Two lines for people."""
     if not verdict.applies:
@@ -174,8 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad = [each for each in verdicts if each.lives or not each.applies]
     print(f"{len(verdicts)} mutants, {len(bad)} of them live or do not apply")
     if options.write:
-        RESULTS.write_text(json.dumps([asdict(each) for each in verdicts], indent=1) + "\n")
-        write_table(ROOT / "docs/proof.md", verdicts)
+        everything = merged(verdicts)
+        RESULTS.write_text(json.dumps([asdict(each) for each in everything], indent=1) + "\n")
+        write_table(ROOT / "docs/proof.md", everything)
     return 1 if bad else 0
 
 

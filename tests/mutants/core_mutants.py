@@ -214,8 +214,8 @@ MUTANTS = (
     Mutant(
         0,
         "raft/core/election.py",
-        "    unknown = not recorded and not request.voter_identity and not core.founded\n",
-        "    unknown = not recorded and not core.founded\n",
+        "    return unknown and request.founding and core.node_id in core.configuration.voters\n",
+        "    return unknown and core.node_id in core.configuration.voters\n",
         "a server without its disk votes once it has got the beginning of the log again",
     ),
     Mutant(

@@ -41,7 +41,8 @@ NEVER = float("-inf")
 _STATE = """node_id identity founded configurations options rng term voted_for log role leader_id commit_index
     durable_index now last_leader_contact_ms leader_suspected election_deadline_ms no_votes_before_ms votes
     progress heartbeat_due_ms quorum_near_until_ms round quorum_round rounds_sent lease_from_ms
-    term_first_index broadcast_index reads early_reads departing transfer_target transfer_deadline_ms transfer_sent lease_void follower_reads
+    term_first_index broadcast_index reads early_reads departing transfer_target
+    transfer_deadline_ms transfer_sent lease_void follower_reads
     effects"""
 _PROGRESS = """next_index match_index match_round probing probe_sent inflight inflight_bytes acked_round
     last_contact_ms full catch_up_to catch_up_began_ms caught_up"""

@@ -1,4 +1,4 @@
-"""A disk in memory that knows what a power loss would leave, and that fails on demand: for the storage tests."""
+"""A disk in memory that fails on demand, and notes every call: for the tests of the storage."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class PowerLoss(BaseException):
 
 @dataclass(slots=True, eq=False)
 class Inode:
-    """content: what reads see; durable: what has been fsynced; pending: what happened since, write by write."""
+    """content: what reads see; durable: what has been fsynced; pending: what happened since."""
 
     content: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)

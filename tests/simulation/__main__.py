@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 import traceback
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--only-races", action="store_true", help="only the schedules made for stale reads")
     parser.add_argument("--trace", action="store_true", help="print the whole traceback of a failure")
     arguments = parser.parse_args()
+    logging.disable()  # the storage tells of every torn tail
     began, steps, done, failed = time.monotonic(), 0, 0, 0
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         if time.monotonic() - began > arguments.seconds:

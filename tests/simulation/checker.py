@@ -72,6 +72,8 @@ class Checker:
         self.committed: list[Committed] = []
         self.configurations: list[Entry] = []  # the CONFIGURATION entries among them
         self.installs = 0
+        self.founding: set[bytes] = set()  # how snapshots from before the first of them say it
+        self.out_of_use: set[int] = set()  # their disks are damaged beyond use
         self.wiped: dict[int, int] = {}  # lost their disks, and with them what they had acknowledged: up to
 
     def configuration(self) -> Configuration | None:
@@ -186,7 +188,7 @@ class Checker:
         if len(snapshot.applied) != index or snapshot.applied[-1] != self.committed[index - 1].entry:
             violated(f"{node.node_id}: the snapshot of {index} has another state")
         data = next((each.data for each in reversed(self.configurations) if each.index <= index), b"")
-        if snapshot.configuration != data:
+        if snapshot.configuration != data and (data or snapshot.configuration not in self.founding):
             violated(f"{node.node_id}: the snapshot of {index} has another configuration")
 
     def loading(self, node: Node, snapshot: Snapshot) -> None:
@@ -234,7 +236,7 @@ class Checker:
             seen.match = {peer: match for peer, match in seen.match.items() if peer in state.progress}
         for peer, progress in state.progress.items():
             match = progress.match_index
-            if match < seen.match.get(peer, 0):
+            if match < seen.match.get(peer, 0) and not self.nodes[peer].disk.has_lost:
                 violated(f"match of {peer} at {node.node_id} regressed to {match}")
             if not match < progress.next_index <= last + 1:
                 violated(f"next of {peer} at {node.node_id}: {progress}")
@@ -282,7 +284,8 @@ class Checker:
         return [
             n
             for n in configuration.voters
-            if entry.index <= self.wiped.get(n, 0) or self.nodes[n].disk.holds(entry.index, entry.term)
+            if entry.index <= self.wiped.get(n, 0)
+            or (n not in self.out_of_use and self.nodes[n].disk.holds(entry.index, entry.term))
         ]
 
     def _check_vote(self, node: Node, term: int, candidate: int) -> None:

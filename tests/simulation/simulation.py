@@ -12,16 +12,23 @@ import heapq
 import random
 from collections.abc import Callable, Iterator
 
+from raft.core.membership import encode_configuration
 from raft.core.messages import Message
 from raft.core.state import Role
+from raft.storage.errors import DiskFullError, StorageError
+from tests.simulation import disk_faults
 from tests.simulation.checker import Checker, violated
 from tests.simulation.events import Plan
 from tests.simulation.faults import Scenario, draw_read_race, draw_scenario
 from tests.simulation.members import Members, leaders
 from tests.simulation.network import Link, Network
-from tests.simulation.node import Node
+from tests.simulation.stored import StoredDisk
+from tests.simulation.stored_node import StoredNode
 from tests.simulation.streaming import Library
 from tests.simulation.workload import Workload
+from tests.storage.memory_disk import PowerLoss
+
+DISK_FULL_RETRY_MS = 200.0  # Worker._outlast_full_disk
 
 
 def is_read_race(seed: int) -> bool:
@@ -37,7 +44,7 @@ def scenario_of(seed: int) -> Scenario:
 class Host:
     """A machine in the simulation: a node's clock, inbox, and the turn that it is in the middle of."""
 
-    def __init__(self, node: Node, rate: float, start: float, plan: Plan) -> None:
+    def __init__(self, node: StoredNode, rate: float, start: float, plan: Plan) -> None:
         self.node = node
         self.rate = rate
         self.clock_start = start
@@ -54,6 +61,7 @@ class Host:
         self.wake_at = float("inf")
         self.next_snapshot = 0  # entries from the last one
         self.loading = False  # a received snapshot becomes the machine at some later time
+        self.snapshot_step_at: float | None = None  # the child that writes one goes on then
 
     @property
     def up(self) -> bool:
@@ -61,6 +69,10 @@ class Host:
 
     def local_ms(self, now: float) -> float:
         return self.clock_start + now * self.rate
+
+
+class Refused(Exception):
+    """A node's storage does not open: it is damaged."""
 
 
 class Simulation:
@@ -77,11 +89,13 @@ class Simulation:
         self.sequence = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.hosts: dict[int, Host] = {}
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, StoredNode] = {}
         self.checker = Checker(self.nodes)
+        self.checker.founding.add(encode_configuration(self.scenario.configuration))
         self.members = Members(self.nodes, self.checker, self.scenario.configuration)
         self.library = Library()
         self.workload = Workload()
+        self.refusals: list[str] = []  # of damaged disks
         self.calm = False
         self.network = Network(
             self.plan,
@@ -110,18 +124,18 @@ class Simulation:
 
     def _add_host(self, node_id: int) -> None:
         scenario = self.scenario
-        node = self.nodes[node_id] = Node(
+        node = self.nodes[node_id] = StoredNode(
             node_id,
             scenario.configuration,
             options=scenario.options,
             clock=lambda: self.hosts[node_id].local_ms(self.now),
             send=self.network.send,
+            disk=StoredDisk(node_id, scenario.storage, self.library),
             observer=self.checker,
             identity=f"{node_id}.1" if scenario.changes is not None and scenario.changes.identities else "",
             library=self.library,
             chunk_bytes=scenario.snapshots.chunk_bytes if scenario.snapshots is not None else 1 << 20,
         )
-        node.loads_at_once = scenario.snapshots is None or scenario.snapshots.load_ms[1] == 0.0
         self.hosts[node_id] = Host(
             node,
             scenario.clock_rates[node_id],
@@ -155,8 +169,39 @@ class Simulation:
 
     def _start(self, host: Host) -> None:
         host.crash_in = None
-        host.node.start(random.Random(host.rng.random()))
-        self._run_turn(host)
+        if self._guard(host, lambda: self._open(host)):
+            self._run_turn(host)
+
+    def _open(self, host: Host) -> None:
+        """Start the process. A storage that is damaged is refused, or loses what nobody needs."""
+        node, disk = host.node, host.node.disk
+        seed = random.Random(host.rng.random())
+        was_damaged = disk.damaged
+        try:
+            node.start(seed)
+        except StorageError as error:
+            if disk.platter.injected or not was_damaged:
+                raise
+            self.refusals.append(f"{was_damaged}: {error}")
+            raise Refused from error
+        self.members.damaged.discard(node.node_id)
+
+    def _guard(self, host: Host, action: Callable[[], None]) -> bool:
+        """Do what writes to the node's disk. False: its process did not survive."""
+        try:
+            action()
+        except PowerLoss:
+            self._crash(host)
+        except Refused:
+            self._replace(host)
+        except (StorageError, DiskFullError):
+            if not host.node.disk.platter.injected and host.node.disk.platter.free is None:
+                raise
+            host.crash_rng = host.turn_rng
+            self._crash(host)
+        else:
+            return True
+        return False
 
     def _deliver_at(self, at: float, link: Link, message: Message) -> None:
         if self.scenario.changes is None or not self.scenario.changes.wipe:
@@ -172,7 +217,7 @@ class Simulation:
 
         self._at(at, deliver)
 
-    def _are_acquainted(self, sender: Node, receiver: Node) -> bool:
+    def _are_acquainted(self, sender: StoredNode, receiver: StoredNode) -> bool:
         """Neither has recorded another identity for the other, as the handshake would find out. A node
         without a leader believes the other, and goes on believing its leader: its record may be from before
         the other was removed and added."""
@@ -228,6 +273,9 @@ class Simulation:
         self._at(when, wake)
 
     def _run_turn(self, host: Host) -> None:
+        self._guard(host, lambda: self._turn(host))
+
+    def _turn(self, host: Host) -> None:
         """One turn of the owner thread: everything that arrived, then the time, then the effects."""
         node = host.node
         inbox, host.inbox = host.inbox, []
@@ -238,9 +286,12 @@ class Simulation:
             node.receive(sender, message)
         node.tick()
         host.turn = node.carry_out()
-        self._go_on(host)
+        self._carry_on(host)
 
     def _go_on(self, host: Host) -> None:
+        self._guard(host, lambda: self._carry_on(host))
+
+    def _carry_on(self, host: Host) -> None:
         """Carry out effects until one takes time, the node crashes, or all are done."""
         turn, rng = host.turn, host.turn_rng
         assert turn is not None
@@ -254,7 +305,11 @@ class Simulation:
             if step == "fsync":
                 delay = rng.uniform(*self.faults.fsync_ms)
                 if not self.calm and self.faults.disk_hang and rng.random() < self.faults.disk_hang:
-                    delay = rng.uniform(100, 1000)
+                    delay = self._hang(host)
+                    if delay == float("inf"):
+                        return
+            elif step == "disk full":
+                delay = DISK_FULL_RETRY_MS
             elif self.faults.interleave and rng.random() < self.faults.interleave:
                 delay = rng.uniform(0, 2)
             if delay > 0.15:
@@ -268,7 +323,7 @@ class Simulation:
         if host.inbox or host.broken_peers:
             self._wake_at(host, self.now)
         else:
-            deadline = host.node.running.next_deadline_ms()
+            deadline = host.node.next_deadline_ms()
             self._wake_at(host, max(self.now, (deadline - host.clock_start) / host.rate + 1e-6))
 
     def _resume_at(self, host: Host, when: float) -> None:
@@ -283,17 +338,39 @@ class Simulation:
 
         self._at(when, resume)
 
+    def _hang(self, host: Host) -> float:
+        """The disk hangs: for how long, ms; infinity if the node ends before."""
+        rng = host.turn_rng
+        delay, ends = disk_faults.hang_ms(rng, self.scenario.options.election_timeout_max_ms)
+        if not ends or not self.scenario.disk.hangs:
+            return delay
+        incarnation = host.node.incarnation
+
+        def end() -> None:
+            if host.node.incarnation == incarnation and host.up:
+                host.crash_rng = rng
+                self._crash(host)
+
+        self._at(self.now + delay, end)
+        return float("inf")
+
     def _maintain_snapshots(self, host: Host) -> None:
         """Between turns: take a snapshot, compact the log, begin to load what arrived."""
         plan, node, rng = self.scenario.snapshots, host.node, host.snapshot_rng
         assert plan is not None
         before = node.disk.snapshot.index
-        if len(node.applied) - before >= host.next_snapshot:
-            host.next_snapshot = rng.randint(*plan.every)
-            if node.take_snapshot() is not None and rng.random() < plan.compact:
+        if node.child is None:
+            if len(node.applied) - before >= host.next_snapshot and node.begin_snapshot():
+                host.next_snapshot = rng.randint(*plan.every)
+                host.snapshot_step_at = self.now
+        elif self.now >= (host.snapshot_step_at or 0.0):
+            host.snapshot_step_at = self.now + rng.choice((0.0, 0.0, 5.0))
+            if node.advance_snapshot() and rng.random() < plan.compact:
                 newest = node.disk.snapshot.index
-                node.disk.compact(rng.choice((before, newest, newest - 1)))
-        if node.receiver.complete is not None and not host.loading:
+                node.compact_to = rng.choice((before, before, newest, newest - 1))
+        if node.compact_to:
+            node.compact()
+        if node.load_job is not None and not host.loading:
             host.loading = True
             self._finish_loading_at(host, self.now + rng.uniform(*plan.load_ms))
 
@@ -307,7 +384,7 @@ class Simulation:
                 self._finish_loading_at(host, max(self.now + 1, host.paused_until))
                 return
             host.loading = False
-            host.node.finish_loading()
+            host.node.load_now()
             self._run_turn(host)
 
         self._at(when, finish)
@@ -324,7 +401,9 @@ class Simulation:
         host = rng.choice(leaders if leaders and to_leader else ready)
         for _ in range(rng.choice((1, 1, 2))):
             if rng.random() < 0.5:
-                self.workload.write(host.node, rng.choice((1, 1, 3)), rng.choice((0, 0, 30)))
+                count, size = rng.choice((1, 1, 3)), rng.choice((0, 0, 30))
+                if host.node.takes_writes:
+                    self.workload.write(host.node, count, size)
             else:
                 self.workload.read(host.node, self.now)
         if rng.random() < 0.8:  # else the operations wait for the turn that the next message brings
@@ -335,7 +414,12 @@ class Simulation:
         self._at(self.now + rng.uniform(0.5, 1.0) * self.scenario.load_every_ms, lambda: self._load(rng))
         for host in self.hosts.values():
             in_flight = len(self.workload.writes.get(host.node.node_id, ()))
-            if host.node.role is Role.LEADER and self._can_take_clients(host) and in_flight < 12:
+            if (
+                host.node.role is Role.LEADER
+                and self._can_take_clients(host)
+                and in_flight < 12
+                and host.node.takes_writes
+            ):
                 self.workload.write(host.node)
                 self._wake(host)
 
@@ -377,6 +461,9 @@ class Simulation:
             self._fault_clock_jump: faults.clock_jump,
             self._fault_abort: snapshots.abort if snapshots is not None else 0.0,
             self._fault_wipe: changes.wipe if changes is not None else 0.0,
+            self._fault_disk_error: self.scenario.disk.error,
+            self._fault_disk_full: self.scenario.disk.full,
+            self._fault_damage: self.scenario.disk.damage,
         }
         fault = rng.choices(list(kinds), list(kinds.values()))[0]
         told = fault(rng)  # "": it had no effect
@@ -395,6 +482,12 @@ class Simulation:
                 host.crash_in = rng.choice((0, 0, 1, 2, 3, 5, 8))
                 host.crash_rng = random.Random(rng.random())
                 told.append(f"{host.node.node_id}")
+                if rng.random() < self.scenario.disk.dies_in_call:
+                    host.crash_in, host.node.disk.platter.dies_in = (
+                        1 << 30,
+                        rng.choice((0, 1, 2, 3, 5, 8, 13, 21)),
+                    )
+                    continue
                 if host.turn is None and rng.random() < 0.5:
                     self._crash(host)
         return f"node {', '.join(told)}" if told else ""
@@ -418,25 +511,65 @@ class Simulation:
 
     def _fault_abort(self, rng: random.Random) -> str:
         host = self._any_host(rng)
-        unfinished = len(host.node.receiver.data)
-        host.node.receiver.abort()
+        if not host.up:
+            return ""
+        unfinished = 0
+
+        def abort() -> None:
+            nonlocal unfinished
+            unfinished = host.node.abort_snapshot()
+
+        self._guard(host, abort)
         return f"node {host.node.node_id} after {unfinished} bytes" if unfinished else ""
 
     def _fault_wipe(self, rng: random.Random) -> str:
-        """A disk is lost; its replacement comes after long enough for a leader without it to have noticed."""
+        """A disk is lost."""
         host = self._any_host(rng)
         if host.crash_in is not None or not self.members.may_be_wiped(host.node.node_id):
             return ""
         if host.up:
             host.crash_rng = rng
             self._crash(host)
+        self._wipe(host)
+        return f"node {host.node.node_id}"
+
+    def _fault_disk_error(self, rng: random.Random) -> str:
+        return disk_faults.let_fail(self._any_host(rng), rng)
+
+    def _fault_disk_full(self, rng: random.Random) -> str:
+        host = self._any_host(rng)
+        told = disk_faults.fill(host, rng)
+        if told:
+            until = self.now + rng.expovariate(1 / self.scenario.disk.full_ms)
+            self._at(until, lambda: self._free_disk(host))
+        return told
+
+    def _free_disk(self, host: Host) -> None:
+        host.node.disk.platter.free = None
+
+    def _fault_damage(self, rng: random.Random) -> str:
+        down = [host for host in self.hosts.values() if not host.up]
+        return disk_faults.damage(rng.choice(down), rng, self.members) if down else ""
+
+    def _replace(self, host: Host) -> None:
+        """The storage was refused: its operator replaces the disk, or the node stays away for good."""
+        node = host.node
+        node.crash(host.turn_rng, power_cut=False)
+        if self.scenario.changes is not None and self.members.may_be_wiped(node.node_id) and node.identity:
+            self._wipe(host)
+        else:
+            self.members.refused.add(node.node_id)
+            self.checker.out_of_use.add(node.node_id)
+        self.members.damaged.discard(node.node_id)
+
+    def _wipe(self, host: Host) -> None:
+        """A replacement comes after long enough for a leader without it to have noticed."""
         self.members.wipe(host.node)
         host.down_until = self.now + 5 * self.scenario.options.election_timeout_max_ms
         self._at(host.down_until, lambda: self._restart(host))
-        return f"node {host.node.node_id}"
 
     def _restart(self, host: Host) -> None:
-        if not host.up and self.now >= host.down_until:
+        if not host.up and self.now >= host.down_until and host.node.node_id not in self.members.refused:
             self._start(host)
 
     def _fault_partition(self, rng: random.Random) -> str:
@@ -479,6 +612,9 @@ class Simulation:
         healthy = self._draw_healthy()
         cut_off = set(self.hosts) - healthy
         self.network.heal(healthy)
+        for host in self.hosts.values():
+            platter = host.node.disk.platter
+            platter.free, platter.failing, platter.dies_in = None, (), None
         for node_id in healthy:
             host = self.hosts[node_id]
             host.crash_in, host.paused_until = None, min(host.paused_until, self.now)
@@ -512,7 +648,7 @@ class Simulation:
 
     def _draw_healthy(self) -> set[int]:
         """Everyone, or as few as can be elected and commit in whatever configuration may be in force."""
-        healthy = set(self.hosts)
+        healthy = set(self.hosts) - self.members.refused
         if not self.members.is_available(healthy):
             violated(f"not even all nodes are a majority of {self.members.possible()}; {self.describe()}")
         rng = self.plan.stream("healing")

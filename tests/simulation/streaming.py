@@ -6,7 +6,7 @@ A receiver that mixed up chunks of two snapshots would ask for a name that nobod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from raft.core.messages import InstallSnapshot, InstallSnapshotResponse, Message
@@ -31,6 +31,15 @@ class Library:
         self.contents[name] = snapshot
         self.names[node_id, snapshot.index] = name
         return name
+
+    def chunks_of(self, node_id: int, snapshot: Snapshot) -> list[bytes]:
+        """What a file of the snapshot holds: its name, in two pieces."""
+        name = self.bytes_of(node_id, snapshot)
+        return [name[:12], name[12:]]
+
+    def snapshot_of(self, chunks: Iterable[bytes]) -> Snapshot:
+        """The inverse. Raises KeyError for a name that nobody gave."""
+        return self.contents[b"".join(chunks)]
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any, cast
 from raft.core.effects import Effects
 from raft.core.membership import encode_configuration
 from raft.core.messages import InstallSnapshotResponse, Message
+from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.runtime.applier import Applier
 from raft.runtime.desk import Desk
@@ -100,14 +101,22 @@ class StoredNode(Node):
 
     def tick(self) -> None:
         super().tick()
-        now = self.clock()
+        now, state = self.clock(), self.running.state
         self._notice_role()
+        arriving = self.incoming.index
         self.installs.advance(now)
-        self.disk.note_newest()
-        self._changed()
-        self._notice_role()
-        self.space.advance(now)
-        self._changed()
+        if arriving:
+            self.disk.note_newest()
+            self._changed()
+        if state.role is Role.LEADER or self.counter.refusal is not None or self._is_tight():
+            self.space.advance(now)
+            if self.space.blocked:
+                self._changed()
+        else:
+            self.counter.pass_reads_on = False
+
+    def _is_tight(self) -> bool:
+        return self.disk.platter.free is not None
 
     def _notice_role(self) -> None:
         state = self.running.state

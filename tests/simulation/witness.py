@@ -66,9 +66,11 @@ class Witness(Disk):
     def synced_now(self) -> None:
         """All that was carried out is durable."""
         if self.unsynced:
-            self.sync_points = [each for each in self.sync_points if each < self._lowest_change()]
+            points, changed = self.sync_points, self._lowest_change()
+            while points and points[-1] >= changed:
+                points.pop()
             Disk.sync(self)
-            self.sync_points.append(self.synced.last_index)
+            points.append(self.synced.last_index)
 
     def _lowest_change(self) -> int:
         """The first entry that the unsynced records write or remove."""

@@ -54,12 +54,11 @@ def hang_ms(rng: random.Random, longest_election_timeout_ms: float) -> tuple[flo
 def damage(host: Host, rng: random.Random, members: Members) -> str:
     """Damage a file of a node that is down, and of which nothing is needed: others have all that it has."""
     node_id, disk = host.node.node_id, host.node.disk
-    if host.up or not may_be_damaged(node_id, members):
-        return ""
     files = [path for path in disk.platter.names if _kind(path) and disk.platter.names[path].content]
     if not files:
         return ""
-    kind = rng.choice(sorted({_kind(path) for path in files}))
+    kind = rng.choice(("log", "log", "log", "log", "snapshot", "snapshot", "hard state"))
+    kind = kind if any(_kind(path) == kind for path in files) else _kind(files[0])
     path = rng.choice(sorted(path for path in files if _kind(path) == kind))
     size = len(disk.platter.names[path].content)
     told = disk.platter.damage(rng, path)

@@ -124,6 +124,7 @@ def draw_disk(rng: random.Random, scenario: Scenario) -> Scenario:
         segment_bytes=rng.choice((150, 300, 600, 4096)),
         cache_bytes=rng.choice((0, 500, 1 << 20, 1 << 20)),
         sector=rng.choice((16, 64, 512)),
+        copies_on_write=rng.random() < 0.3,
     )
     disk = DiskFaults(
         dies_in_call=rng.choice((0.3, 0.7, 1.0)),

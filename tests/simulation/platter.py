@@ -48,7 +48,8 @@ class Platter(MemoryDisk):
     without end. injected: how many faults this process has met.
     """
 
-    def __init__(self, sector: int) -> None:
+    def __init__(self, sector: int, *, copies_on_write: bool = False) -> None:
+        """copies_on_write: what is overwritten takes new space, too."""
         super().__init__(sector)
         self.directories.add(Place(DIRECTORY))
         self.dies_in: int | None = None
@@ -56,6 +57,7 @@ class Platter(MemoryDisk):
         self.fails_in = 0
         self.free: int | None = None
         self.injected = 0
+        self.copies_on_write = copies_on_write
         self.failures = 0  # in all processes
         self._off = False
         self._failed: set[Inode] = set()
@@ -116,6 +118,8 @@ class Platter(MemoryDisk):
             raise RetriedAfterFailureError(f"{path}: written again")
         if self.free is not None:
             growth = max(0, offset + len(data) - len(inode.content))
+            if self.copies_on_write:
+                growth = len(data)
             if growth > self.free:
                 data = data[: len(data) - growth + self.free]
                 if not data:

@@ -169,7 +169,7 @@ class Simulation:
 
     def _start(self, host: Host) -> None:
         host.crash_in = None
-        if self._guard(host, lambda: self._open(host)):
+        if self._guard(host, lambda: self._open(host)) and host.up:
             self._run_turn(host)
 
     def _open(self, host: Host) -> None:
@@ -184,6 +184,11 @@ class Simulation:
                 raise
             self.refusals.append(f"{was_damaged}: {error}")
             raise Refused from error
+        except DiskFullError:
+            if disk.platter.free is None:
+                raise
+            self._crash(host)  # there is not even space for a new data directory
+            return
         self.members.damaged.discard(node.node_id)
 
     def _guard(self, host: Host, action: Callable[[], None]) -> bool:
@@ -194,8 +199,8 @@ class Simulation:
             self._crash(host)
         except Refused:
             self._replace(host)
-        except (StorageError, DiskFullError):
-            if not host.node.disk.platter.injected and host.node.disk.platter.free is None:
+        except StorageError:
+            if not host.node.disk.platter.injected:
                 raise
             host.crash_rng = host.turn_rng
             self._crash(host)
@@ -548,8 +553,14 @@ class Simulation:
         host.node.disk.platter.free = None
 
     def _fault_damage(self, rng: random.Random) -> str:
-        down = [host for host in self.hosts.values() if not host.up]
-        return disk_faults.damage(rng.choice(down), rng, self.members) if down else ""
+        """A node is down, or goes down, and comes back to a file that is not as it was."""
+        host = self._any_host(rng)
+        if host.crash_in is not None or not disk_faults.may_be_damaged(host.node.node_id, self.members):
+            return ""
+        if host.up:
+            host.crash_rng = rng
+            self._crash(host)
+        return disk_faults.damage(host, rng, self.members)
 
     def _replace(self, host: Host) -> None:
         """The storage was refused: its operator replaces the disk, or the node stays away for good."""

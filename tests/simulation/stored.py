@@ -32,11 +32,12 @@ SPARE_BYTES = 1000
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """Sizes in bytes. sector: what is written or lost together."""
+    """Sizes in bytes. sector: what is written or lost together. copies_on_write: as Platter."""
 
     segment_bytes: int = 400
     cache_bytes: int = 1 << 20
     sector: int = 64
+    copies_on_write: bool = False
 
 
 DEFAULT_STORAGE = StorageOptions()
@@ -62,7 +63,7 @@ class StoredDisk(Witness):
         self.node_id = node_id
         self.options = options
         self.library = library
-        self.platter = Platter(options.sector)
+        self.platter = Platter(options.sector, copies_on_write=options.copies_on_write)
         self.storage: NodeStorage | None = None
         self.torn_tails = 0
         self.damaged = ""  # what was done to a file since the last start

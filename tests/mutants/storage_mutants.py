@@ -17,8 +17,14 @@ STORAGE_MUTANTS = (
     Mutant(
         1,
         "raft/storage/atomic_file.py",
-        "            disk.fsync(fd)\n        finally:\n            disk.close(fd)\n        disk.rename(temporary, path)\n",
-        "            pass\n        finally:\n            disk.close(fd)\n        disk.rename(temporary, path)\n",
+        "            disk.fsync(fd)\n"
+        "        finally:\n"
+        "            disk.close(fd)\n"
+        "        disk.rename(temporary, path)\n",
+        "            pass\n"
+        "        finally:\n"
+        "            disk.close(fd)\n"
+        "        disk.rename(temporary, path)\n",
         "term and vote get their name before they are fsynced",
     ),
     Mutant(
@@ -52,14 +58,16 @@ STORAGE_MUTANTS = (
     Mutant(
         46,
         "raft/storage/log_store.py",
-        '            self._undo_append()\n            raise DiskFullError(f"{segment.path}: the disk is full") from error\n',
+        "            self._undo_append()\n"
+        '            raise DiskFullError(f"{segment.path}: the disk is full") from error\n',
         "",
         "a write that found the disk full counts as done",
     ),
     Mutant(
         46,
         "raft/storage/log_store.py",
-        '            self._undo_append()\n            raise DiskFullError(f"{segment.path}: the disk is full") from error\n',
+        "            self._undo_append()\n"
+        '            raise DiskFullError(f"{segment.path}: the disk is full") from error\n',
         '            raise DiskFullError(f"{segment.path}: the disk is full") from error\n',
         "what a full disk took of a write stays behind the log",
     ),
@@ -73,8 +81,10 @@ STORAGE_MUTANTS = (
     Mutant(
         47,
         "raft/storage/log_store.py",
-        '            if not is_full(error):\n                raise self._die(path, "cannot make the segment", error) from error\n',
-        '            if error:\n                raise self._die(path, "cannot make the segment", error) from error\n',
+        "            if not is_full(error):\n"
+        '                raise self._die(path, "cannot make the segment", error) from error\n',
+        "            if error:\n"
+        '                raise self._die(path, "cannot make the segment", error) from error\n',
         "a full disk kills the log",
     ),
     Mutant(
@@ -122,7 +132,11 @@ STORAGE_MUTANTS = (
     Mutant(
         0,
         "raft/storage/segments.py",
-        '    try:\n        disk.fsync_dir(directory)\n    except OSError as error:\n        raise StorageError(f"{path}: cannot fsync its directory: {error}") from error\n    return Segment',
+        "    try:\n"
+        "        disk.fsync_dir(directory)\n"
+        "    except OSError as error:\n"
+        '        raise StorageError(f"{path}: cannot fsync its directory: {error}") from error\n'
+        "    return Segment",
         "    return Segment",
         "a new segment's name is not made durable",
     ),
@@ -150,7 +164,10 @@ STORAGE_MUTANTS = (
     Mutant(
         0,
         "raft/storage/snapshot_files.py",
-        '        try:\n            self._disk.fsync_dir(path.parent)\n        except OSError as error:\n            raise StorageError(f"{path}: cannot fsync its directory: {error}") from error\n',
+        "        try:\n"
+        "            self._disk.fsync_dir(path.parent)\n"
+        "        except OSError as error:\n"
+        '            raise StorageError(f"{path}: cannot fsync its directory: {error}") from error\n',
         "",
         "a snapshot's name is not made durable",
     ),

@@ -89,7 +89,7 @@ def _lost_from(disk: StoredDisk, path: Place, was_cut: bool, log: Iterable[Place
 def may_be_damaged(node_id: int, members: Members) -> bool:
     """Only one at a time; the others are available without it, and a quorum of them has all that it has."""
     possible, nodes = members.possible(), members.nodes
-    if members.damaged or not members.committed().has(node_id):
+    if not members.committed().has(node_id):
         return False
     if any(members.is_lost(n, each) for each in possible for n in (*each.voters, *each.learners)):
         return False

@@ -56,7 +56,7 @@ class Members:
 
     def is_lost(self, node_id: int, configuration: Configuration) -> bool:
         """Whether the member's disk is not the one that the configuration has recorded, or is of no use."""
-        if node_id in self.refused:
+        if node_id in self.refused or node_id in self.damaged:
             return True
         recorded = configuration.identity_of(node_id)
         return bool(recorded) and recorded != self.nodes[node_id].identity
@@ -99,7 +99,7 @@ class Members:
         """Losing this disk is a fault that a cluster must survive: the identity is recorded and committed, it
         is the only one lost, and the others are a majority."""
         committed = self.committed()
-        if not committed.has(node_id) or self.damaged - {node_id}:
+        if not committed.has(node_id):
             return False
         possible = self.possible()
         if any(self.is_lost(n, each) for each in possible for n in (*each.voters, *each.learners)):

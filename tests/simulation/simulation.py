@@ -180,6 +180,9 @@ class Simulation:
         try:
             node.start(seed)
         except StorageError as error:
+            if disk.platter.free is not None and disk.platter.copies_on_write and not was_damaged:
+                self._crash(host)  # what was found cannot be written again: it waits for space
+                return
             if disk.platter.injected or not was_damaged:
                 raise
             self.refusals.append(f"{was_damaged}: {error}")
@@ -566,12 +569,12 @@ class Simulation:
         """The storage was refused: its operator replaces the disk, or the node stays away for good."""
         node = host.node
         node.crash(host.turn_rng, power_cut=False)
+        self.members.damaged.discard(node.node_id)
         if self.scenario.changes is not None and self.members.may_be_wiped(node.node_id) and node.identity:
             self._wipe(host)
         else:
             self.members.refused.add(node.node_id)
             self.checker.out_of_use.add(node.node_id)
-        self.members.damaged.discard(node.node_id)
 
     def _wipe(self, host: Host) -> None:
         """A replacement comes after long enough for a leader without it to have noticed."""
@@ -659,7 +662,7 @@ class Simulation:
 
     def _draw_healthy(self) -> set[int]:
         """Everyone, or as few as can be elected and commit in whatever configuration may be in force."""
-        healthy = set(self.hosts) - self.members.refused
+        healthy = set(self.hosts) - self.members.refused - self.members.damaged
         if not self.members.is_available(healthy):
             violated(f"not even all nodes are a majority of {self.members.possible()}; {self.describe()}")
         rng = self.plan.stream("healing")

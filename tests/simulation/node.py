@@ -227,7 +227,10 @@ class Node:
     def _write_and_send(self, effects: Effects) -> Iterator[str]:
         if effects.hard_state is not None:
             yield "hard state"
-            yield from self._outlast(partial(self.disk.write_hard_state, effects.hard_state))
+            try:
+                self.disk.write_hard_state(effects.hard_state)
+            except DiskFullError:
+                yield from self._outlast(partial(self.disk.write_hard_state, effects.hard_state))
         for peer, message in effects.early_messages:
             yield "early message"
             self._send(peer, message)
@@ -236,7 +239,10 @@ class Node:
                 yield step_of(operation)
                 if self.observer is not None:
                     self.observer.writing(self, operation)
-                yield from self._outlast(partial(self.disk.write, operation))
+                try:
+                    self.disk.write(operation)
+                except DiskFullError:
+                    yield from self._outlast(partial(self.disk.write, operation))
             yield "fsync"
             self.disk.sync()
             reader = self.disk.reader
@@ -247,13 +253,14 @@ class Node:
             self._send(peer, message)
 
     def _outlast(self, write: Callable[[], None]) -> Iterator[str]:
-        """Write, waiting out a full disk in silence (Worker._outlast_full_disk)."""
+        """Wait out a full disk in silence, and write (Worker._outlast_full_disk)."""
         while True:
+            yield "disk full"
             try:
                 write()
                 return
             except DiskFullError:
-                yield "disk full"
+                continue
 
     def _apply_and_answer(self, effects: Effects) -> Iterator[str]:
         if effects.committed is not None:

@@ -169,7 +169,7 @@ class Simulation:
 
     def _start(self, host: Host) -> None:
         host.crash_in = None
-        if self._guard(host, lambda: self._open(host)) and host.up:
+        if self._guard(host, self._open) and host.up:
             self._run_turn(host)
 
     def _open(self, host: Host) -> None:
@@ -194,10 +194,10 @@ class Simulation:
             return
         self.members.damaged.discard(node.node_id)
 
-    def _guard(self, host: Host, action: Callable[[], None]) -> bool:
+    def _guard(self, host: Host, action: Callable[[Host], None]) -> bool:
         """Do what writes to the node's disk. False: its process did not survive."""
         try:
-            action()
+            action(host)
         except PowerLoss:
             self._crash(host)
         except Refused:
@@ -281,7 +281,7 @@ class Simulation:
         self._at(when, wake)
 
     def _run_turn(self, host: Host) -> None:
-        self._guard(host, lambda: self._turn(host))
+        self._guard(host, self._turn)
 
     def _turn(self, host: Host) -> None:
         """One turn of the owner thread: everything that arrived, then the time, then the effects."""
@@ -297,7 +297,7 @@ class Simulation:
         self._carry_on(host)
 
     def _go_on(self, host: Host) -> None:
-        self._guard(host, lambda: self._carry_on(host))
+        self._guard(host, self._carry_on)
 
     def _carry_on(self, host: Host) -> None:
         """Carry out effects until one takes time, the node crashes, or all are done."""
@@ -523,7 +523,7 @@ class Simulation:
             return ""
         unfinished = 0
 
-        def abort() -> None:
+        def abort(host: Host) -> None:
             nonlocal unfinished
             unfinished = host.node.abort_snapshot()
 

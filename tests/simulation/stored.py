@@ -15,7 +15,6 @@ from typing import cast
 from raft.core.effects import AppendLog, HardState, LogOperation, TruncateLog
 from raft.core.entry import Entry
 from raft.core.log import LogReader
-from raft.storage.disk import Disk as RealDisk
 from raft.storage.errors import DiskFullError
 from raft.storage.node_storage import NodeStorage
 from raft.storage.preparer import SegmentPreparer
@@ -46,13 +45,14 @@ DEFAULT_STORAGE = StorageOptions()
 class Gauge:
     """As much of the segment preparer as LogRoom looks at: whether there is space for another file."""
 
-    def __init__(self, disk: RealDisk, size: int) -> None:
-        self._disk = disk
+    def __init__(self, platter: Platter, size: int) -> None:
+        self._platter = platter
         self._least = size + SPARE_BYTES
 
     @property
     def full(self) -> bool:
-        return self._disk.free_bytes(Place(DIRECTORY)) < self._least
+        free = self._platter.free
+        return free is not None and free < self._least
 
 
 class StoredDisk(Witness):

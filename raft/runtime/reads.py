@@ -20,6 +20,12 @@ def is_slow(batch: Batch) -> bool:
     return len(batch.operations) == 1 and batch.operations[0][1][0].upper() in SLOW_READS
 
 
+def may_pass_on(batch: Batch) -> bool:
+    """Whether the leader may answer a batch of reads in this node's place, which it does out of the log: not
+    what goes through everything, and no ~VERSION. That stands in no log: the machines would end for good."""
+    return not is_slow(batch) and all([args[0] != b"~VERSION" for _, args in batch.operations])
+
+
 @dataclass(slots=True)
 class Waiting:
     """Batches that share a read index. deadline: monotonic ms."""

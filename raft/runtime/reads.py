@@ -23,7 +23,7 @@ def is_slow(batch: Batch) -> bool:
 def may_pass_on(batch: Batch) -> bool:
     """Whether the leader may answer a batch of reads in this node's place, which it does out of the log: not
     what goes through everything, and no ~VERSION. That stands in no log: the machines would end for good."""
-    return not is_slow(batch) and all([args[0] != b"~VERSION" for _, args in batch.operations])
+    return not is_slow(batch) and all(args[0] != b"~VERSION" for _, args in batch.operations)
 
 
 @dataclass(slots=True)

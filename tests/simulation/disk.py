@@ -21,12 +21,13 @@ Record: TypeAlias = TruncateLog | ResetLog | Entry
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The machine after the entry (index, term). configuration: the committed one there, encoded; b"" for
-    the founding one. applied: the machine itself, which here is all that it ever applied."""
+    the founding one. applied: all that was ever applied, for the checker; machine: the real one's dump."""
 
     index: int
     term: int
     configuration: bytes
     applied: tuple[Entry, ...]
+    machine: bytes = b""
 
 
 NO_SNAPSHOT = Snapshot(0, 0, b"", ())

@@ -70,9 +70,9 @@ class Members:
         )
 
     def _may_be_promoted(self, node_id: int, configuration: Configuration) -> bool:
-        """Whether the learner may become a voter by itself: it has a log, and its disk is recorded."""
-        recorded = bool(configuration.identity_of(node_id)) or not self.nodes[node_id].identity
-        return recorded and self._is_settled(node_id)
+        """Whether the learner may become a voter by itself: it has a log, and enough disks are recorded."""
+        refusal = reconfiguration.refuse_disks(configuration, configuration.with_voter(node_id))
+        return (refusal is None or not self.nodes[node_id].identity) and self._is_settled(node_id)
 
     def _may_vote(self, node_id: int, configuration: Configuration) -> bool:
         """Whether the node's vote can be had: not if its disk is lost, or if nobody knows whether it is: it

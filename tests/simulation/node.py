@@ -18,7 +18,9 @@ from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import InstallSnapshotResponse, Message
 from raft.core.state import CoreOptions, Role
 from raft.storage.errors import DiskFullError
+from raft.transport.node_messages import NodeMessage, PeerMessage
 from tests.simulation.disk import Disk, Snapshot
+from tests.simulation.service import Service
 from tests.simulation.streaming import Library, Receiver, Sender
 
 
@@ -70,6 +72,8 @@ class Node:
         self.library = library or Library()
         self.chunk_bytes = chunk_bytes
         self.loads_at_once = True  # else someone calls finish_loading() once a snapshot has arrived
+        self.make_service: Callable[[Node], Service] | None = None  # None: entries are kept, not carried out
+        self.service: Service | None = None
         self.core: RaftCore | None = None
         self.incarnation = 0
         self.applied: list[Entry] = []
@@ -114,6 +118,7 @@ class Node:
             later_configurations=self.disk.configurations(),
         )
         self._started()
+        self.service = self.make_service(self) if self.make_service is not None else None
         if self.observer is not None:
             self.observer.started(self)
 
@@ -130,20 +135,35 @@ class Node:
 
     def crash(self, rng: random.Random, *, power_cut: bool) -> None:
         """The process dies between two effects."""
-        self.core = None
+        self.core = self.service = None
         self.disk.crash(rng, power_cut=power_cut)
 
     # --- events: the core's, with the observer told after each ------------------------------------------
 
-    def receive(self, sender: int, message: Message) -> None:
+    def receive(self, sender: int, message: PeerMessage) -> None:
+        if isinstance(message, NodeMessage):
+            if self.service is not None:
+                self.service.receive(sender, message)
+            return
         self.running.receive(sender, message, self.clock())
         self._changed()
         if isinstance(message, InstallSnapshotResponse):
             self._on_snapshot_response(sender, message)
 
+    def begin_turn(self) -> None:
+        """Before anything is received in it."""
+        if self.service is not None:
+            self.service.begin_turn()
+
     def tick(self) -> None:
         self.running.tick(self.clock())
         self._changed()
+
+    def advance(self) -> None:
+        """After the tick: what clients and the ledger want."""
+        if self.service is not None:
+            self.service.advance()
+            self._changed()
 
     def propose(self, payloads: list[bytes]) -> int | None:
         first = self.running.propose(payloads, self.clock())
@@ -161,6 +181,8 @@ class Node:
     def disconnected(self, peer: int) -> None:
         self.running.disconnected(peer, self.clock())
         self._changed()
+        if self.service is not None:
+            self.service.disconnected(peer)
 
     def transfer(self, target: int | None) -> str | None:
         refusal = self.running.transfer(target, self.clock())
@@ -187,7 +209,8 @@ class Node:
         if not self.applied or len(self.applied) <= self.disk.snapshot.index:
             return None
         last = self.applied[-1]
-        snapshot = Snapshot(last.index, last.term, self.applied_configuration, tuple(self.applied))
+        machine = self.service.dump() if self.service is not None else b""
+        snapshot = Snapshot(last.index, last.term, self.applied_configuration, tuple(self.applied), machine)
         self._save(snapshot)
         return snapshot
 
@@ -206,6 +229,8 @@ class Node:
             if self.observer is not None:
                 self.observer.loading(self, snapshot)
             self._become(snapshot)
+            if self.service is not None:
+                self.service.load(snapshot.machine, snapshot.configuration)
         self._changed()
 
     # --- effects ----------------------------------------------------------------------------------------
@@ -217,6 +242,8 @@ class Node:
             self._changed()
             self.news.extend(effects.news)
             work = _has_work(effects)
+            if effects.configuration_changed and self.service is not None:
+                self.service.follow_configuration()
             if work:
                 yield from self._write_and_send(effects)
                 yield from self._apply_and_answer(effects)
@@ -254,8 +281,11 @@ class Node:
 
     def _outlast(self, write: Callable[[], None]) -> Iterator[str]:
         """Wait out a full disk in silence, and write (Worker._outlast_full_disk)."""
+        since = self.clock()
         while True:
             yield "disk full"
+            if self.service is not None:
+                self.service.desk.wait_out(self.clock(), self.clock() - since)
             try:
                 write()
                 return
@@ -265,21 +295,35 @@ class Node:
     def _apply_and_answer(self, effects: Effects) -> Iterator[str]:
         if effects.committed is not None:
             yield "apply"
+            if self.service is not None:
+                self.service.apply()
             while len(self.applied) < effects.committed:
-                entry = self.disk.entry(len(self.applied) + 1)
-                if self.observer is not None:
-                    self.observer.applying(self, entry)
-                self.applied.append(entry)
-                if entry.kind == EntryKind.CONFIGURATION:
-                    self.applied_configuration = entry.data
+                self.note_applied()
         if effects.reads_ready or effects.reads_failed:
             yield "answer reads"
+            if self.service is not None:
+                self.service.desk.on_reads(effects.reads_ready, effects.reads_failed)
+                return
             self.reads_waiting.extend(effects.reads_ready)
             self.reads_failed.extend(effects.reads_failed)
         if self.reads_waiting:
             applied = len(self.applied)
             self.reads_ready.extend(read for read in self.reads_waiting if read[1] <= applied)
             self.reads_waiting = [read for read in self.reads_waiting if read[1] > applied]
+
+    def note_applied(self) -> None:
+        """The next committed entry is applied: keep it in the record."""
+        entry = self.disk.entry(len(self.applied) + 1)
+        if self.observer is not None:
+            self.observer.applying(self, entry)
+        self.applied.append(entry)
+        if entry.kind == EntryKind.CONFIGURATION:
+            self.applied_configuration = entry.data
+
+    def end_turn(self) -> None:
+        """All effects are carried out."""
+        if self.service is not None:
+            self.service.end_turn()
 
     def _stream(self, effects: Effects) -> Iterator[str]:
         state = self.running.state

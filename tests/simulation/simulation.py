@@ -13,15 +13,18 @@ import random
 from collections.abc import Callable, Iterator
 
 from raft.core.membership import encode_configuration
-from raft.core.messages import Message
 from raft.core.state import Role
 from raft.storage.errors import DiskFullError, StorageError
+from raft.transport.node_messages import PeerMessage
 from tests.simulation import disk_faults
 from tests.simulation.checker import Checker, violated
 from tests.simulation.events import Plan
-from tests.simulation.faults import Scenario, draw_read_race, draw_scenario
+from tests.simulation.faults import Scenario, draw_read_race, draw_scenario, has_small_windows
+from tests.simulation.machines import Machines
 from tests.simulation.members import Members, leaders
 from tests.simulation.network import Link, Network
+from tests.simulation.node import Node
+from tests.simulation.service import Service
 from tests.simulation.stored import StoredDisk
 from tests.simulation.stored_node import StoredNode
 from tests.simulation.streaming import Library
@@ -29,6 +32,8 @@ from tests.simulation.workload import Workload
 from tests.storage.memory_disk import PowerLoss
 
 DISK_FULL_RETRY_MS = 200.0  # Worker._outlast_full_disk
+
+WALL_START_MS = 1_700_000_000_000
 
 
 def is_read_race(seed: int) -> bool:
@@ -48,11 +53,12 @@ class Host:
         self.node = node
         self.rate = rate
         self.clock_start = start
+        self.wall_offset = plan.stream(f"wall {node.node_id}").uniform(-2000, 2000)
         self.rng = plan.stream(f"core {node.node_id}")  # seeds the core's own generator at each start
         self.turn_rng = plan.stream(f"turns {node.node_id}")
         self.snapshot_rng = plan.stream(f"snapshots {node.node_id}")
         self.crash_rng = self.turn_rng  # of the fault event that lets it crash
-        self.inbox: list[tuple[int, Message]] = []
+        self.inbox: list[tuple[int, PeerMessage]] = []
         self.broken_peers: list[int] = []
         self.turn: Iterator[str] | None = None
         self.paused_until = 0.0
@@ -69,6 +75,9 @@ class Host:
 
     def local_ms(self, now: float) -> float:
         return self.clock_start + now * self.rate
+
+    def wall_ms(self, now: float) -> int:
+        return int(WALL_START_MS + self.wall_offset + now * self.rate)
 
 
 class Refused(Exception):
@@ -94,8 +103,11 @@ class Simulation:
         self.checker.founding.add(encode_configuration(self.scenario.configuration))
         self.members = Members(self.nodes, self.checker, self.scenario.configuration)
         self.library = Library()
-        self.workload = Workload()
         self.refusals: list[str] = []  # of damaged disks
+        self.machines = Machines(self.scenario.service)
+        self.workload = Workload(self, self.scenario, self.machines)
+        self.machines.listener = self._published
+        self.crowd_rng = self.plan.stream("crowd")
         self.calm = False
         self.network = Network(
             self.plan,
@@ -136,6 +148,7 @@ class Simulation:
             library=self.library,
             chunk_bytes=scenario.snapshots.chunk_bytes if scenario.snapshots is not None else 1 << 20,
         )
+        node.make_service = self._new_service
         self.hosts[node_id] = Host(
             node,
             scenario.clock_rates[node_id],
@@ -143,9 +156,24 @@ class Simulation:
             self.plan,
         )
 
+    def _new_service(self, node: Node) -> Service:
+        host = self.hosts[node.node_id]
+        return Service(
+            node,
+            self.scenario.service,
+            wall=lambda: host.wall_ms(self.now),
+            post=self.network.post,
+            wake=lambda: self._wake_for_clients(host),
+            watcher=self.machines,
+        )
+
     # --- the agenda -------------------------------------------------------------------------------------
 
     def _at(self, when: float, action: Callable[[], None]) -> None:
+        self.at(when, action)
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Have something done at a time, ms."""
         self.sequence += 1
         heapq.heappush(self.agenda, (when, self.sequence, action))
 
@@ -211,7 +239,7 @@ class Simulation:
             return True
         return False
 
-    def _deliver_at(self, at: float, link: Link, message: Message) -> None:
+    def _deliver_at(self, at: float, link: Link, message: PeerMessage) -> None:
         if self.scenario.changes is None or not self.scenario.changes.wipe:
             self._at(at, lambda: self._deliver(link, message))
             return
@@ -237,7 +265,7 @@ class Simulation:
                 return False
         return True
 
-    def _deliver(self, link: Link, message: Message) -> None:
+    def _deliver(self, link: Link, message: PeerMessage) -> None:
         sender, receiver = link
         host = self.hosts[receiver]
         if host.up and (link not in self.network.blocked or not self.faults.ordered):
@@ -288,12 +316,14 @@ class Simulation:
         node = host.node
         inbox, host.inbox = host.inbox, []
         broken, host.broken_peers = host.broken_peers, []
+        host.turn = node.carry_out()  # begun: whatever wakes this node from now on waits for the next turn
+        node.begin_turn()
         for peer in broken:
             node.disconnected(peer)
         for sender, message in inbox:
             node.receive(sender, message)
         node.tick()
-        host.turn = node.carry_out()
+        node.advance()
         self._carry_on(host)
 
     def _go_on(self, host: Host) -> None:
@@ -323,16 +353,19 @@ class Simulation:
             if delay > 0.15:
                 self._resume_at(host, self.now + delay)
                 return
+        host.node.end_turn()
         host.turn = None
         self.checker.settled(host.node)
-        self.workload.collect_answers(host.node)
         if self.scenario.snapshots is not None:
             self._maintain_snapshots(host)
-        if host.inbox or host.broken_peers:
+        service = host.node.service
+        assert service is not None
+        if host.inbox or host.broken_peers or service.has_requests:
             self._wake_at(host, self.now)
         else:
             deadline = host.node.next_deadline_ms()
-            self._wake_at(host, max(self.now, (deadline - host.clock_start) / host.rate + 1e-6))
+            when = max(self.now, (deadline - host.clock_start) / host.rate + 1e-6)
+            self._wake_at(host, min(when, self.now + service.wait_ms() / host.rate))
 
     def _resume_at(self, host: Host, when: float) -> None:
         incarnation = host.node.incarnation
@@ -400,36 +433,33 @@ class Simulation:
     # --- clients ----------------------------------------------------------------------------------------
 
     def _client(self, rng: random.Random) -> None:
-        self._at(self.now + rng.expovariate(1 / self.scenario.client_every_ms), lambda: self._client(rng))
-        ready = [host for host in self.hosts.values() if self._can_take_clients(host)]
-        if not ready:
-            return
-        leaders = [host for host in ready if host.node.role is Role.LEADER]
-        to_leader = rng.random() < (0.3 if self.calm else 0.7)  # when calm, every node must answer soon
-        host = rng.choice(leaders if leaders and to_leader else ready)
-        for _ in range(rng.choice((1, 1, 2))):
-            if rng.random() < 0.5:
-                count, size = rng.choice((1, 1, 3)), rng.choice((0, 0, 30))
-                if host.node.takes_writes:
-                    self.workload.write(host.node, count, size)
-            else:
-                self.workload.read(host.node, self.now)
-        if rng.random() < 0.8:  # else the operations wait for the turn that the next message brings
+        every_ms = self.scenario.client_every_ms
+        if self.calm and has_small_windows(self.scenario):
+            every_ms *= 4  # or who lags behind would never catch up
+        self._at(self.now + rng.expovariate(1 / every_ms), lambda: self._client(rng))
+        self.workload.act(rng)
+
+    def any_node(self, rng: random.Random) -> Node | None:
+        """A node that a client can talk to: mostly a leader."""
+        ready = [host.node for host in self.hosts.values() if host.up]
+        leaders = [node for node in ready if node.role is Role.LEADER]
+        to_leader = rng.random() < (0.3 if self.calm else 0.6)  # when calm, every node must answer soon
+        return rng.choice(leaders if leaders and to_leader else ready) if ready else None
+
+    def _wake_for_clients(self, host: Host) -> None:
+        if host.turn_rng.random() < 0.8:  # else they wait for the turn that the next message brings
             self._wake(host)
+
+    def _published(self, channel: str, payload: str) -> None:
+        if channel == "turns":
+            self.workload.crowd.hear(int(payload.split()[0]), self.crowd_rng)
 
     def _load(self, rng: random.Random) -> None:
         """A client that always has proposals in flight, so that a leader hardly ever owes a heartbeat."""
         self._at(self.now + rng.uniform(0.5, 1.0) * self.scenario.load_every_ms, lambda: self._load(rng))
         for host in self.hosts.values():
-            in_flight = len(self.workload.writes.get(host.node.node_id, ()))
-            if (
-                host.node.role is Role.LEADER
-                and self._can_take_clients(host)
-                and in_flight < 12
-                and host.node.takes_writes
-            ):
-                self.workload.write(host.node)
-                self._wake(host)
+            if host.node.role is Role.LEADER and self._can_take_clients(host):
+                self.workload.load(host.node)
 
     def _change_members(self, times: random.Random) -> None:
         changes = self.scenario.changes
@@ -467,6 +497,7 @@ class Simulation:
             self._fault_pause: faults.pause,
             self._fault_suspect: faults.suspect,
             self._fault_clock_jump: faults.clock_jump,
+            self._fault_wall_jump: faults.wall_jump,
             self._fault_abort: snapshots.abort if snapshots is not None else 0.0,
             self._fault_wipe: changes.wipe if changes is not None else 0.0,
             self._fault_disk_error: self.scenario.disk.error,
@@ -615,6 +646,13 @@ class Simulation:
         host.clock_start += jump
         return f"node {host.node.node_id} by {jump:.0f} ms"
 
+    def _fault_wall_jump(self, rng: random.Random) -> str:
+        host, jump = self._any_host(rng), rng.choice((-5000, -300, 300, 5000, 30_000))
+        if self.scenario.service.sessions_expire and rng.random() < 0.2:
+            jump = 2 * 60 * 60 * 1000
+        host.wall_offset += jump
+        return f"the wall clock of node {host.node.node_id} by {jump} ms"
+
     # --- after the faults -------------------------------------------------------------------------------
 
     def expect_progress(self) -> None:
@@ -638,11 +676,15 @@ class Simulation:
         for node_id in cut_off:
             self.network.blocked |= {(node_id, other) for other in healthy}
             self.network.blocked |= {(other, node_id) for other in healthy}
-        fresh = self.workload.next_number
+        self.workload.fresh = self.workload.next_number
+        opened = len(self.machines.books.opened)
         limit = self._patience_ms()
-        self._until(lambda: self._has_progress(healthy, fresh), limit, f"progress of {sorted(healthy)}")
+        self._until(lambda: self._has_progress(healthy), limit, f"progress of {sorted(healthy)}")
         patience = 6 * self.scenario.options.election_timeout_max_ms
-        self._until(lambda: self._no_old_reads(healthy), patience, "answers to old reads")
+        self._until(lambda: self._is_answered(healthy), patience, "answers to old requests")
+        self._until(self.workload.is_settled, limit, "answer to every command under ONCE")
+        if self.scenario.service.policy.interval_ms <= 500:
+            self._until(lambda: len(self.machines.books.opened) >= opened + 2, limit, "interval closed")
         self.checker.check_everything_kept(self.scenario.configuration)
         if not cut_off and self.scenario.spares:
             self._expect_peace()
@@ -694,23 +736,23 @@ class Simulation:
         """How many received snapshots have become a machine."""
         return self.checker.installs
 
-    def _has_progress(self, healthy: set[int], fresh: int) -> bool:
-        """A command numbered from `fresh` on is applied at every healthy member; each answered a new read."""
+    def _has_progress(self, healthy: set[int]) -> bool:
+        """A new command is applied at every healthy member; each answered a new read."""
+        workload, fresh = self.workload, self.workload.fresh
+        if workload.fresh_index is None:
+            return False
         configuration = self.members.committed()
         healthy = {n for n in healthy if configuration.has(n) and not self.members.is_lost(n, configuration)}
-        done = [index for number, index in self.workload.acknowledged.items() if number >= fresh]
-        last_read = self.workload.last_read_answered
-        return bool(done) and all(
-            len(self.nodes[n].applied) >= done[0] and last_read.get(n, -1) >= fresh for n in healthy
+        last_read = workload.last_read_answered
+        return all(
+            len(self.nodes[n].applied) >= workload.fresh_index and last_read.get(n, -1) >= fresh
+            for n in healthy
         )
 
-    def _no_old_reads(self, healthy: set[int]) -> bool:
-        patience = 3 * self.scenario.options.election_timeout_max_ms
-        catching_up = {request_id for n in healthy for request_id, _ in self.nodes[n].reads_waiting}
-        return not any(
-            read.node_id in healthy and read.began_ms < self.now - patience and request_id not in catching_up
-            for request_id, read in self.workload.reads.items()
-        )
+    def _is_answered(self, healthy: set[int]) -> bool:
+        """Whatever the outcome, nobody waits long for an answer."""
+        patience = 4 * self.scenario.options.election_timeout_max_ms
+        return self.workload.oldest_waiting(healthy) >= self.now - patience
 
     def describe(self) -> str:
         """The state of every node in one line each, for failure messages."""

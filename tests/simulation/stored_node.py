@@ -1,8 +1,7 @@
-"""A simulated node as it really is below the core: storage, streams of snapshots, care for a full disk.
+"""A simulated node as it really is below the core: storage, and streams of snapshots.
 
-raft/storage, raft/runtime/installs.py with its sender and receiver, and raft/runtime/space.py run here as
-they are; only the thread that loads a received snapshot and the forked child that writes one are steps of
-the simulation.
+raft/storage, and raft/runtime/installs.py with its sender and receiver, run here as they are; only the thread
+that loads a received snapshot and the forked child that writes one are steps of the simulation.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from typing import Any, cast
 from raft.core.effects import Effects
 from raft.core.membership import encode_configuration
 from raft.core.messages import InstallSnapshotResponse, Message
-from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.runtime.applier import Applier
-from raft.runtime.desk import Desk
 from raft.runtime.install import SnapshotReceiver, SnapshotSender
 from raft.runtime.installs import Installs
-from raft.runtime.space import Space
 from raft.storage.errors import DiskFullError
 from raft.transport.node_messages import PeerMessage
 from tests.simulation.disk import Snapshot
@@ -27,19 +23,6 @@ from tests.simulation.node import Node
 from tests.simulation.stored import CLUSTER, StoredDisk
 
 STALL_MS = 100.0
-
-
-class Counter:
-    """As much of the desk as a full disk concerns. refusal: what writes are answered with; None: they are
-    taken."""
-
-    def __init__(self) -> None:
-        self.pass_reads_on = False
-        self.refusal: object | None = None
-        self.proposals = self
-
-    def fail_all(self, *_: object) -> None:
-        """Those who wait hear that nobody knows: the simulation's clients give up by themselves."""
 
 
 class Load:
@@ -62,8 +45,6 @@ class StoredNode(Node):
         super().__init__(*arguments, **options)
         self.installs: Installs
         self.incoming: SnapshotReceiver
-        self.space: Space
-        self.counter = Counter()
         self.load_job: Load | None = None
         self.loaded: Snapshot | None = None
         self.child: Iterator[None] | None = None  # writes a snapshot
@@ -82,8 +63,6 @@ class StoredNode(Node):
         )
         machine, applier = cast(Machine, self), cast(Applier, self)
         self.installs = Installs(core, machine, applier, sender, self.incoming)
-        self.counter = Counter()
-        self.space = Space(core, cast(Desk, self.counter))
         self.load_job = self.loaded = self.child = None
         self.compact_to = 0
         self._seen = ()
@@ -92,31 +71,17 @@ class StoredNode(Node):
         self.load_job = self.loaded = self.child = None
         super().crash(rng, power_cut=power_cut)
 
-    @property
-    def takes_writes(self) -> bool:
-        """Whether proposals are accepted: not while the disk of a leader, or of a majority, is full."""
-        return self.counter.refusal is None
-
     # --- turns, as Worker has them ------------------------------------------------------------------------
 
     def tick(self) -> None:
         super().tick()
-        now, state = self.clock(), self.running.state
+        now = self.clock()
         self._notice_role()
         arriving = self.incoming.index
         self.installs.advance(now)
         if arriving:
             self.disk.note_newest()
             self._changed()
-        if state.role is Role.LEADER or self.counter.refusal is not None or self._is_tight():
-            self.space.advance(now)
-            if self.space.blocked:
-                self._changed()
-        else:
-            self.counter.pass_reads_on = False
-
-    def _is_tight(self) -> bool:
-        return self.disk.platter.free is not None
 
     def _notice_role(self) -> None:
         state = self.running.state
@@ -143,7 +108,8 @@ class StoredNode(Node):
         if last.index <= self.disk.snapshot.index:
             return False
         configuration = self.applied_configuration or encode_configuration(self.founding)
-        snapshot = Snapshot(last.index, last.term, configuration, tuple(self.applied))
+        machine = self.service.dump() if self.service is not None else b""
+        snapshot = Snapshot(last.index, last.term, configuration, tuple(self.applied), machine)
         if self.observer is not None:
             self.observer.saving(self, snapshot)
         self.child = self.disk.take(snapshot)
@@ -201,6 +167,8 @@ class StoredNode(Node):
         if self.observer is not None:
             self.observer.loading(self, loaded.snapshot)
         self._become(loaded.snapshot)
+        if self.service is not None:
+            self.service.load(loaded.snapshot.machine, loaded.snapshot.configuration)
 
     @property
     def configuration(self) -> bytes:

@@ -7,12 +7,13 @@ A receiver that mixed up chunks of two snapshots would ask for a name that nobod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raft.core.messages import InstallSnapshot, InstallSnapshotResponse, Message
 from tests.simulation.disk import Snapshot
 
 STALL_MS = 100.0
+PIECE = 1000
 
 
 @dataclass(slots=True)
@@ -33,13 +34,15 @@ class Library:
         return name
 
     def chunks_of(self, node_id: int, snapshot: Snapshot) -> list[bytes]:
-        """What a file of the snapshot holds: its name, in two pieces."""
-        name = self.bytes_of(node_id, snapshot)
-        return [name[:12], name[12:]]
+        """What a file of the snapshot holds: its name, in two pieces, and the machine."""
+        name, machine = self.bytes_of(node_id, snapshot), snapshot.machine
+        pieces = [machine[at : at + PIECE] for at in range(0, len(machine), PIECE)]
+        return [name[:12], name[12:], *pieces]
 
     def snapshot_of(self, chunks: Iterable[bytes]) -> Snapshot:
-        """The inverse. Raises KeyError for a name that nobody gave."""
-        return self.contents[b"".join(chunks)]
+        """The inverse, the machine as the file has it. Raises KeyError for a name that nobody gave."""
+        head, tail, *pieces = chunks
+        return replace(self.contents[head + tail], machine=b"".join(pieces))
 
 
 @dataclass(slots=True)

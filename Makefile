@@ -38,8 +38,9 @@ bench:  ## load test (arrives with a later release)
 	@echo "make bench: not there yet, the load test arrives with a later release" >&2; exit 1
 
 SEEDS ?= 20000
-sim: setup  ## simulation of the consensus core: SEEDS=20000 schedules of faults, from FIRST=0 on
-	$(BIN)/python -m tests.simulation --first $(or $(FIRST),0) --seeds $(SEEDS)
+FIRST ?= 0
+sim: setup  ## simulated clusters: SEEDS=20000 schedules of faults from FIRST=0 on, on all cores (JOBS= JSON=file)
+	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)) $(if $(JSON),--json $(JSON))
 
 MINUTES ?= 5
 NODES ?= 3

@@ -31,7 +31,7 @@ class Model:
         self.applied_at: dict[Words, int] = {}  # where each command stands first
         self.refused: set[Words] = set()  # what clients were told will certainly not be carried out
         self.single: set[Words] = set()  # what was sent once, and plain
-        self._numbers: set[tuple[bytes, bytes]] = set()  # (session or lane, number)
+        self.numbers: set[tuple[bytes, bytes]] = set()  # (session or lane, number)
 
     def apply(self, index: int, at_ms: int, commands: list[list[bytes]]) -> None:
         """The entry at index."""
@@ -64,9 +64,9 @@ class Model:
                 self.answers[key] = self._run(words[3:])
 
     def _is_new(self, session: bytes, number: bytes) -> bool:
-        before = len(self._numbers)
-        self._numbers.add((session, number))
-        return len(self._numbers) > before
+        before = len(self.numbers)
+        self.numbers.add((session, number))
+        return len(self.numbers) > before
 
     def _run(self, words: list[bytes]) -> Answer:
         name, key = words[0], words[1]

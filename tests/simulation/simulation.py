@@ -465,16 +465,15 @@ class Simulation:
         changes = self.scenario.changes
         assert changes is not None
         self._at(self.now + times.expovariate(1 / changes.every_ms), lambda: self._change_members(times))
-        event = self.plan.next_event("c")
+        event = self.plan.next_event("c", {"change": 1.0})
         ready = [node for node in leaders(self.nodes) if self._can_take_clients(self.hosts[node.node_id])]
         if event is None or not ready or self.calm:
             return
-        name, rng = event
+        name, kind, rng = event
         leader = rng.choice(ready)
-        told = self.members.change(rng, leader, changes)
-        if told:
-            self.plan.record(name, self.now, "change", told)
-        self._wake(self.hosts[leader.node_id])
+        if told := self.members.change(rng, leader, changes):
+            self.plan.record(name, self.now, kind, told)
+            self._wake(self.hosts[leader.node_id])
 
     def _can_take_clients(self, host: Host) -> bool:
         return host.up and host.turn is None and self.now >= host.paused_until
@@ -484,30 +483,32 @@ class Simulation:
     def _fault(self, times: random.Random) -> None:
         if self.calm:
             return
-        faults, snapshots, changes = self.faults, self.scenario.snapshots, self.scenario.changes
-        self._at(self.now + times.expovariate(1 / faults.fault_every_ms), lambda: self._fault(times))
-        event = self.plan.next_event("f")
+        self._at(self.now + times.expovariate(1 / self.faults.fault_every_ms), lambda: self._fault(times))
+        event = self.plan.next_event("f", self._fault_weights())
         if event is None:
             return
-        name, rng = event
-        kinds: dict[Callable[[random.Random], str], float] = {
-            self._fault_crash: faults.crash,
-            self._fault_partition: faults.partition,
-            self._fault_heal: faults.heal,
-            self._fault_pause: faults.pause,
-            self._fault_suspect: faults.suspect,
-            self._fault_clock_jump: faults.clock_jump,
-            self._fault_wall_jump: faults.wall_jump,
-            self._fault_abort: snapshots.abort if snapshots is not None else 0.0,
-            self._fault_wipe: changes.wipe if changes is not None else 0.0,
-            self._fault_disk_error: self.scenario.disk.error,
-            self._fault_disk_full: self.scenario.disk.full,
-            self._fault_damage: self.scenario.disk.damage,
+        name, kind, rng = event
+        if told := getattr(self, f"_fault_{kind}")(rng):  # "": it had no effect
+            self.plan.record(name, self.now, kind, told)
+
+    def _fault_weights(self) -> dict[str, float]:
+        """By the names of the methods below."""
+        faults, snapshots, changes = self.faults, self.scenario.snapshots, self.scenario.changes
+        disk = self.scenario.disk
+        return {
+            "crash": faults.crash,
+            "partition": faults.partition,
+            "heal": faults.heal,
+            "pause": faults.pause,
+            "suspect": faults.suspect,
+            "clock_jump": faults.clock_jump,
+            "wall_jump": faults.wall_jump,
+            "abort": snapshots.abort if snapshots is not None else 0.0,
+            "wipe": changes.wipe if changes is not None else 0.0,
+            "disk_error": disk.error,
+            "disk_full": disk.full,
+            "damage": disk.damage,
         }
-        fault = rng.choices(list(kinds), list(kinds.values()))[0]
-        told = fault(rng)  # "": it had no effect
-        if told:
-            self.plan.record(name, self.now, fault.__name__.removeprefix("_fault_"), told)
 
     def _any_host(self, rng: random.Random) -> Host:
         leaders = [host for host in self.hosts.values() if host.node.role is Role.LEADER]

@@ -66,6 +66,7 @@ class Workload:
         self.last_read_answered: dict[int, int] = {}  # by node
         self.reads_answered = 0
         self.reads_refused = 0
+        self.watcher: Callable[[Request, list[Any] | None], None] | None = None
         self.clients = [Client(self, number) for number in range(2 * scenario.clients)]
         self.crowd = Crowd(self, scenario.followers)
 
@@ -103,6 +104,8 @@ class Workload:
             commands, len(commands) if writes else 0, 2, lambda data: self._take_answers(request, data)
         )
         self.requests.setdefault(node.node_id, {})[number] = request
+        if self.watcher is not None:
+            self.watcher(request, None)
         if not service.desk.submit(batch):
             del self.requests[node.node_id][number]
             answered([hiredis.ReplyError("BUSY")] * len(commands))
@@ -112,6 +115,8 @@ class Workload:
         if self.requests[request.node.node_id].pop(request.number, None) is None:
             violated(f"{request} is answered twice")
         replies = [parse(each) for each in data]
+        if self.watcher is not None:
+            self.watcher(request, replies)
         if not request.writes:
             self._check_read(request, replies)
         request.answered(replies)

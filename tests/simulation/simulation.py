@@ -433,10 +433,7 @@ class Simulation:
     # --- clients ----------------------------------------------------------------------------------------
 
     def _client(self, rng: random.Random) -> None:
-        every_ms = self.scenario.client_every_ms
-        if self.calm and has_small_windows(self.scenario):
-            every_ms *= 4  # or who lags behind would never catch up
-        self._at(self.now + rng.expovariate(1 / every_ms), lambda: self._client(rng))
+        self._at(self.now + rng.expovariate(1 / self._client_every_ms()), lambda: self._client(rng))
         self.workload.act(rng)
 
     def any_node(self, rng: random.Random) -> Node | None:
@@ -716,14 +713,20 @@ class Simulation:
         return healthy
 
     def _patience_ms(self) -> float:
-        """Time for some elections, and to send a whole log entry by entry through the smallest window."""
+        """Time for some elections, to send a whole log entry by entry through the smallest window, and for
+        clients to come to every node."""
         faults = self.faults
         per_entry = 2 * faults.delay_ms[1] + faults.fsync_ms[1] + 5
         entries = max(node.disk.last_index for node in self.nodes.values()) + 20
         elections = 25 * self.scenario.options.election_timeout_max_ms
         if self.scenario.snapshots is not None:
             elections += 10 * (per_entry + 100) + 2 * self.scenario.snapshots.load_ms[1]
-        return elections + faults.long_delay_ms + entries * per_entry
+        return elections + faults.long_delay_ms + entries * per_entry + 100 * self._client_every_ms()
+
+    def _client_every_ms(self) -> float:
+        """When calm, clients must not keep who lags behind from ever catching up."""
+        slower = self.calm and has_small_windows(self.scenario)
+        return self.scenario.client_every_ms * (4 if slower else 1)
 
     def _until(self, condition: Callable[[], bool], limit_ms: float, what: str) -> None:
         end = self.now + limit_ms

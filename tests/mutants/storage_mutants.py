@@ -35,6 +35,13 @@ STORAGE_MUTANTS = (
         "matching entries are truncated and written again",
     ),
     Mutant(
+        27,
+        "raft/core/state.py",
+        "        self.durable_index = min(self.durable_index, self.log.last_index)\n",
+        "",
+        "what was truncated counts as durable",
+    ),
+    Mutant(
         29,
         "raft/core/replication.py",
         "        lambda voter: core.durable_index if voter",

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from raft.core.effects import AppendLog, HardState, LogOperation, ResetLog, TruncateLog
 from raft.core.entry import Entry, EntryKind
+from raft.core.log import LogReader
 
 Record: TypeAlias = TruncateLog | ResetLog | Entry
 
@@ -87,6 +88,8 @@ class Image(list[Entry]):
 class Disk:
     """One node's files. Implements raft.core.log.LogReader, so that a core can be opened on it."""
 
+    has_lost = False  # something that it had acknowledged, because it was damaged
+
     def __init__(self, entries: Iterable[Entry] = (), hard_state: HardState | None = None) -> None:
         self.log = Image(entries)
         self.synced = Image(self.log)
@@ -94,6 +97,22 @@ class Disk:
         last_term = self.log[-1].term if self.log else 0
         self.hard_state = hard_state or HardState(last_term)
         self.snapshot = NO_SNAPSHOT
+
+    def blank(self) -> Disk:
+        """Another disk, with nothing on it."""
+        return Disk()
+
+    def open(self) -> None:
+        """A process begins with what is there."""
+
+    @property
+    def reader(self) -> LogReader:
+        """What a core reads the log with."""
+        return self
+
+    def configurations(self) -> list[Entry]:
+        """The log's entries of that kind, oldest first."""
+        return list(self.log.configurations)
 
     # --- raft.core.log.LogReader ------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from raft.core.membership import Configuration, Server
 from raft.core.state import CoreOptions
 from raft.machine.sessions import Limits
 from tests.simulation.service import ServicePlan
+from tests.simulation.stored import DEFAULT_STORAGE, StorageOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,24 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFaults:
+    """What goes wrong with disks (plan S4): weights of the fault events but for the first two.
+
+    dies_in_call: share of the crashes that fall between two calls of the storage. hangs: share of the hangs
+    in which the node gives up."""
+
+    dies_in_call: float
+    hangs: bool
+    error: float  # a call fails with EIO
+    full: float
+    full_ms: float
+    damage: float
+
+
+NO_DISK_FAULTS = DiskFaults(0.0, False, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """One schedule: cluster, options, clocks and faults."""
 
@@ -75,6 +94,8 @@ class Scenario:
     spares: tuple[int, ...] = ()  # nodes that are no members yet
     snapshots: Snapshots | None = None
     changes: Changes | None = None
+    storage: StorageOptions = DEFAULT_STORAGE
+    disk: DiskFaults = NO_DISK_FAULTS
     load_every_ms: float = 0.0  # a client that always has proposals in flight; 0: there is none
     service: ServicePlan = field(default_factory=lambda: ServicePlan(policy_of(500)))
     followers: int = 0
@@ -97,7 +118,31 @@ def draw_scenario(rng: random.Random) -> Scenario:
         {node: rng.uniform(0, 1e6) for node in nodes},
         clients=rng.randint(1, 2),
     )
-    return draw_service(rng, draw_load(rng, draw_members(rng, draw_snapshots(rng, scenario))))
+    scenario = draw_load(rng, draw_members(rng, draw_snapshots(rng, scenario)))
+    return draw_disk(rng, draw_service(rng, scenario))
+
+
+def draw_disk(rng: random.Random, scenario: Scenario) -> Scenario:
+    """Segments of a few entries each, so that files come and go all the time."""
+
+    def sometimes(value: float, chance: float) -> float:
+        return value if rng.random() < chance else 0.0
+
+    storage = StorageOptions(
+        segment_bytes=rng.choice((150, 300, 600, 4096)),
+        cache_bytes=rng.choice((0, 500, 1 << 20, 1 << 20)),
+        sector=rng.choice((16, 64, 512)),
+        copies_on_write=rng.random() < 0.3,
+    )
+    disk = DiskFaults(
+        dies_in_call=rng.choice((0.3, 0.7, 1.0)),
+        hangs=rng.random() < 0.5,
+        error=sometimes(rng.uniform(0.1, 0.5), 0.5),
+        full=sometimes(rng.uniform(0.1, 0.5), 0.4),
+        full_ms=rng.choice((100.0, 500.0, 2000.0)),
+        damage=sometimes(rng.uniform(0.2, 1.0), 0.5),
+    )
+    return replace(scenario, storage=storage, disk=disk)
 
 
 def draw_snapshots(rng: random.Random, scenario: Scenario) -> Scenario:
@@ -108,7 +153,7 @@ def draw_snapshots(rng: random.Random, scenario: Scenario) -> Scenario:
     snapshots = Snapshots(
         every=(low, rng.choice((low, 20))),
         compact=rng.choice((0.5, 1.0)),
-        chunk_bytes=rng.choice((1 << 20, 1 << 20, 12, 5)),
+        chunk_bytes=rng.choice((1 << 20, 1 << 20, 100, 40)),
         load_ms=rng.choice(((0.0, 0.0), (0.0, 5.0), (0.0, 400.0))),
         abort=rng.choice((0.0, 0.0, 0.5)),
     )

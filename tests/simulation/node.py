@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 from raft.core.core import RaftCore
@@ -16,6 +17,7 @@ from raft.core.entry import Entry, EntryKind
 from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import InstallSnapshotResponse, Message
 from raft.core.state import CoreOptions, Role
+from raft.storage.errors import DiskFullError
 from raft.transport.node_messages import NodeMessage, PeerMessage
 from tests.simulation.disk import Disk, Snapshot
 from tests.simulation.service import Service
@@ -97,6 +99,7 @@ class Node:
     def start(self, rng: random.Random) -> None:
         """Start the process on what the disk holds: the machine begins with the snapshot."""
         self.incarnation += 1
+        self.disk.open()
         snapshot = self.disk.snapshot
         self._become(snapshot)
         self.sender = Sender(self.node_id, self.library, self.chunk_bytes)
@@ -105,18 +108,22 @@ class Node:
         self.core = RaftCore(
             self.node_id,
             self._configuration_of(snapshot),
-            self.disk,
+            self.disk.reader,
             hard_state=self.disk.hard_state,
             options=self.options,
             rng=rng,
             now=self.clock(),
             identity=self.identity,
             snapshot_index=snapshot.index,
-            later_configurations=list(self.disk.log.configurations),
+            later_configurations=self.disk.configurations(),
         )
+        self._started()
         self.service = self.make_service(self) if self.make_service is not None else None
         if self.observer is not None:
             self.observer.started(self)
+
+    def _started(self) -> None:
+        """The core is there; nothing has happened to it yet."""
 
     def _become(self, snapshot: Snapshot) -> None:
         self.applied = list(snapshot.applied)
@@ -187,6 +194,10 @@ class Node:
         self._changed()
         return answer
 
+    def next_deadline_ms(self) -> float:
+        """When a turn is due though nothing has arrived."""
+        return self.running.next_deadline_ms()
+
     def _changed(self) -> None:
         if self.observer is not None:
             self.observer.changed(self)
@@ -243,7 +254,10 @@ class Node:
     def _write_and_send(self, effects: Effects) -> Iterator[str]:
         if effects.hard_state is not None:
             yield "hard state"
-            self.disk.write_hard_state(effects.hard_state)
+            try:
+                self.disk.write_hard_state(effects.hard_state)
+            except DiskFullError:
+                yield from self._outlast(partial(self.disk.write_hard_state, effects.hard_state))
         for peer, message in effects.early_messages:
             yield "early message"
             self._send(peer, message)
@@ -252,15 +266,31 @@ class Node:
                 yield step_of(operation)
                 if self.observer is not None:
                     self.observer.writing(self, operation)
-                self.disk.write(operation)
+                try:
+                    self.disk.write(operation)
+                except DiskFullError:
+                    yield from self._outlast(partial(self.disk.write, operation))
             yield "fsync"
             self.disk.sync()
-            last = self.disk.last_index
-            self.running.disk_done(last, self.disk.term(last), self.clock())
+            reader = self.disk.reader
+            self.running.disk_done(reader.last_index, reader.term(reader.last_index), self.clock())
             self._changed()
         for peer, message in effects.messages:
             yield "message"
             self._send(peer, message)
+
+    def _outlast(self, write: Callable[[], None]) -> Iterator[str]:
+        """Wait out a full disk in silence, and write (Worker._outlast_full_disk)."""
+        since = self.clock()
+        while True:
+            yield "disk full"
+            if self.service is not None:
+                self.service.desk.wait_out(self.clock(), self.clock() - since)
+            try:
+                write()
+                return
+            except DiskFullError:
+                continue
 
     def _apply_and_answer(self, effects: Effects) -> Iterator[str]:
         if effects.committed is not None:

@@ -22,6 +22,7 @@ from raft.runtime.clock import LogClock
 from raft.runtime.desk import Desk
 from raft.runtime.feed import Feed
 from raft.runtime.pings import PingBoard
+from raft.runtime.space import Space
 from raft.runtime.turns import Turns
 from raft.storage.snapshots import SnapshotStore
 from raft.transport.node_messages import Forward, ForwardReply, NodeMessage, PeerMessage, Ping, Pong
@@ -144,6 +145,7 @@ class Service:
         self.turns = Turns(
             core, self.machine, self.desk.proposals, self.pings, plan.policy, self._members, self._ping_all
         )
+        self.space = Space(core, self.desk)
         self._log_clock = LogClock(self)
         self.now = self.state.now
         self.at_ms = 0
@@ -190,8 +192,12 @@ class Service:
         """After the core's tick: what clients want and what the leader has to do becomes entries."""
         state = self.state
         self._notice_role()
+        self.space.advance(self.now)
+        self.desk.pass_reads_on |= self.node.node_id in self.plan.pass_reads_on
         self.desk.take_batches()
-        if state.role is Role.LEADER and state.transfer_target is None:
+        if self.space.blocked:
+            self.turns.excuse()
+        elif state.role is Role.LEADER and state.transfer_target is None:
             self._lead()
         self.desk.flush()
 

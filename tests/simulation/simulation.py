@@ -12,8 +12,11 @@ import heapq
 import random
 from collections.abc import Callable, Iterator
 
+from raft.core.membership import encode_configuration
 from raft.core.state import Role
+from raft.storage.errors import DiskFullError, StorageError
 from raft.transport.node_messages import PeerMessage
+from tests.simulation import disk_faults
 from tests.simulation.checker import Checker, violated
 from tests.simulation.events import Plan
 from tests.simulation.faults import Scenario, draw_read_race, draw_scenario, has_small_windows
@@ -23,8 +26,13 @@ from tests.simulation.network import Link, Network
 from tests.simulation.node import Node
 from tests.simulation.projector import Mongo, Projector
 from tests.simulation.service import Service
+from tests.simulation.stored import StoredDisk
+from tests.simulation.stored_node import StoredNode
 from tests.simulation.streaming import Library
 from tests.simulation.workload import Workload
+from tests.storage.memory_disk import PowerLoss
+
+DISK_FULL_RETRY_MS = 200.0  # Worker._outlast_full_disk
 
 WALL_START_MS = 1_700_000_000_000
 
@@ -42,7 +50,7 @@ def scenario_of(seed: int) -> Scenario:
 class Host:
     """A machine in the simulation: a node's clock, inbox, and the turn that it is in the middle of."""
 
-    def __init__(self, node: Node, rate: float, start: float, plan: Plan) -> None:
+    def __init__(self, node: StoredNode, rate: float, start: float, plan: Plan) -> None:
         self.node = node
         self.rate = rate
         self.clock_start = start
@@ -60,6 +68,7 @@ class Host:
         self.wake_at = float("inf")
         self.next_snapshot = 0  # entries from the last one
         self.loading = False  # a received snapshot becomes the machine at some later time
+        self.snapshot_step_at: float | None = None  # the child that writes one goes on then
 
     @property
     def up(self) -> bool:
@@ -70,6 +79,10 @@ class Host:
 
     def wall_ms(self, now: float) -> int:
         return int(WALL_START_MS + self.wall_offset + now * self.rate)
+
+
+class Refused(Exception):
+    """A node's storage does not open: it is damaged."""
 
 
 class Simulation:
@@ -86,10 +99,12 @@ class Simulation:
         self.sequence = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.hosts: dict[int, Host] = {}
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, StoredNode] = {}
         self.checker = Checker(self.nodes)
+        self.checker.founding.add(encode_configuration(self.scenario.configuration))
         self.members = Members(self.nodes, self.checker, self.scenario.configuration)
         self.library = Library()
+        self.refusals: list[str] = []  # of damaged disks
         self.machines = Machines(self.scenario.service)
         self.workload = Workload(self, self.scenario, self.machines)
         self.machines.listener = self._published
@@ -128,19 +143,19 @@ class Simulation:
 
     def _add_host(self, node_id: int) -> None:
         scenario = self.scenario
-        node = self.nodes[node_id] = Node(
+        node = self.nodes[node_id] = StoredNode(
             node_id,
             scenario.configuration,
             options=scenario.options,
             clock=lambda: self.hosts[node_id].local_ms(self.now),
             send=self.network.send,
+            disk=StoredDisk(node_id, scenario.storage, self.library),
             observer=self.checker,
             identity=f"{node_id}.1" if scenario.changes is not None and scenario.changes.identities else "",
             library=self.library,
             chunk_bytes=scenario.snapshots.chunk_bytes if scenario.snapshots is not None else 1 << 20,
         )
         node.make_service = self._new_service
-        node.loads_at_once = scenario.snapshots is None or scenario.snapshots.load_ms[1] == 0.0
         self.hosts[node_id] = Host(
             node,
             scenario.clock_rates[node_id],
@@ -192,8 +207,47 @@ class Simulation:
 
     def _start(self, host: Host) -> None:
         host.crash_in = None
-        host.node.start(random.Random(host.rng.random()))
-        self._run_turn(host)
+        if self._guard(host, self._open) and host.up:
+            self._run_turn(host)
+
+    def _open(self, host: Host) -> None:
+        """Start the process. A storage that is damaged is refused, or loses what nobody needs."""
+        node, disk = host.node, host.node.disk
+        seed = random.Random(host.rng.random())
+        was_damaged = disk.damaged
+        try:
+            node.start(seed)
+        except StorageError as error:
+            if disk.platter.free is not None and disk.platter.copies_on_write and not was_damaged:
+                self._crash(host)  # what was found cannot be written again: it waits for space
+                return
+            if disk.platter.injected or not was_damaged:
+                raise
+            self.refusals.append(f"{was_damaged}: {error}")
+            raise Refused from error
+        except DiskFullError:
+            if disk.platter.free is None:
+                raise
+            self._crash(host)  # there is not even space for a new data directory
+            return
+        self.members.damaged.discard(node.node_id)
+
+    def _guard(self, host: Host, action: Callable[[Host], None]) -> bool:
+        """Do what writes to the node's disk. False: its process did not survive."""
+        try:
+            action(host)
+        except PowerLoss:
+            self._crash(host)
+        except Refused:
+            self._replace(host)
+        except StorageError:
+            if not host.node.disk.platter.injected:
+                raise
+            host.crash_rng = host.turn_rng
+            self._crash(host)
+        else:
+            return True
+        return False
 
     def _deliver_at(self, at: float, link: Link, message: PeerMessage) -> None:
         if self.scenario.changes is None or not self.scenario.changes.wipe:
@@ -209,7 +263,7 @@ class Simulation:
 
         self._at(at, deliver)
 
-    def _are_acquainted(self, sender: Node, receiver: Node) -> bool:
+    def _are_acquainted(self, sender: StoredNode, receiver: StoredNode) -> bool:
         """Neither has recorded another identity for the other, as the handshake would find out. A node
         without a leader believes the other, and goes on believing its leader: its record may be from before
         the other was removed and added."""
@@ -265,6 +319,9 @@ class Simulation:
         self._at(when, wake)
 
     def _run_turn(self, host: Host) -> None:
+        self._guard(host, self._turn)
+
+    def _turn(self, host: Host) -> None:
         """One turn of the owner thread: everything that arrived, then the time, then the effects."""
         node = host.node
         inbox, host.inbox = host.inbox, []
@@ -277,9 +334,12 @@ class Simulation:
             node.receive(sender, message)
         node.tick()
         node.advance()
-        self._go_on(host)
+        self._carry_on(host)
 
     def _go_on(self, host: Host) -> None:
+        self._guard(host, self._carry_on)
+
+    def _carry_on(self, host: Host) -> None:
         """Carry out effects until one takes time, the node crashes, or all are done."""
         turn, rng = host.turn, host.turn_rng
         assert turn is not None
@@ -293,7 +353,11 @@ class Simulation:
             if step == "fsync":
                 delay = rng.uniform(*self.faults.fsync_ms)
                 if not self.calm and self.faults.disk_hang and rng.random() < self.faults.disk_hang:
-                    delay = rng.uniform(100, 1000)
+                    delay = self._hang(host)
+                    if delay == float("inf"):
+                        return
+            elif step == "disk full":
+                delay = DISK_FULL_RETRY_MS
             elif self.faults.interleave and rng.random() < self.faults.interleave:
                 delay = rng.uniform(0, 2)
             if delay > 0.15:
@@ -309,7 +373,7 @@ class Simulation:
         if host.inbox or host.broken_peers or service.has_requests:
             self._wake_at(host, self.now)
         else:
-            deadline = host.node.running.next_deadline_ms()
+            deadline = host.node.next_deadline_ms()
             when = max(self.now, (deadline - host.clock_start) / host.rate + 1e-6)
             self._wake_at(host, min(when, self.now + service.wait_ms() / host.rate))
 
@@ -325,17 +389,39 @@ class Simulation:
 
         self._at(when, resume)
 
+    def _hang(self, host: Host) -> float:
+        """The disk hangs: for how long, ms; infinity if the node ends before."""
+        rng = host.turn_rng
+        delay, ends = disk_faults.hang_ms(rng, self.scenario.options.election_timeout_max_ms)
+        if not ends or not self.scenario.disk.hangs:
+            return delay
+        incarnation = host.node.incarnation
+
+        def end() -> None:
+            if host.node.incarnation == incarnation and host.up:
+                host.crash_rng = rng
+                self._crash(host)
+
+        self._at(self.now + delay, end)
+        return float("inf")
+
     def _maintain_snapshots(self, host: Host) -> None:
         """Between turns: take a snapshot, compact the log, begin to load what arrived."""
         plan, node, rng = self.scenario.snapshots, host.node, host.snapshot_rng
         assert plan is not None
         before = node.disk.snapshot.index
-        if len(node.applied) - before >= host.next_snapshot:
-            host.next_snapshot = rng.randint(*plan.every)
-            if node.take_snapshot() is not None and rng.random() < plan.compact:
+        if node.child is None:
+            if len(node.applied) - before >= host.next_snapshot and node.begin_snapshot():
+                host.next_snapshot = rng.randint(*plan.every)
+                host.snapshot_step_at = self.now
+        elif self.now >= (host.snapshot_step_at or 0.0):
+            host.snapshot_step_at = self.now + rng.choice((0.0, 0.0, 5.0))
+            if node.advance_snapshot() and rng.random() < plan.compact:
                 newest = node.disk.snapshot.index
-                node.disk.compact(rng.choice((before, newest, newest - 1)))
-        if node.receiver.complete is not None and not host.loading:
+                node.compact_to = rng.choice((before, before, newest, newest - 1))
+        if node.compact_to:
+            node.compact()
+        if node.load_job is not None and not host.loading:
             host.loading = True
             self._finish_loading_at(host, self.now + rng.uniform(*plan.load_ms))
 
@@ -349,7 +435,7 @@ class Simulation:
                 self._finish_loading_at(host, max(self.now + 1, host.paused_until))
                 return
             host.loading = False
-            host.node.finish_loading()
+            host.node.load_now()
             self._run_turn(host)
 
         self._at(when, finish)
@@ -357,10 +443,7 @@ class Simulation:
     # --- clients ----------------------------------------------------------------------------------------
 
     def _client(self, rng: random.Random) -> None:
-        every_ms = self.scenario.client_every_ms
-        if self.calm and has_small_windows(self.scenario):
-            every_ms *= 4  # or who lags behind would never catch up
-        self._at(self.now + rng.expovariate(1 / every_ms), lambda: self._client(rng))
+        self._at(self.now + rng.expovariate(1 / self._client_every_ms()), lambda: self._client(rng))
         self.workload.act(rng)
 
     def _project(self, rng: random.Random) -> None:
@@ -426,6 +509,7 @@ class Simulation:
     def _fault_weights(self) -> dict[str, float]:
         """By the names of the methods below."""
         faults, snapshots, changes = self.faults, self.scenario.snapshots, self.scenario.changes
+        disk = self.scenario.disk
         return {
             "crash": faults.crash,
             "partition": faults.partition,
@@ -436,6 +520,9 @@ class Simulation:
             "wall_jump": faults.wall_jump,
             "abort": snapshots.abort if snapshots is not None else 0.0,
             "wipe": changes.wipe if changes is not None else 0.0,
+            "disk_error": disk.error,
+            "disk_full": disk.full,
+            "damage": disk.damage,
         }
 
     def _any_host(self, rng: random.Random) -> Host:
@@ -450,6 +537,12 @@ class Simulation:
                 host.crash_in = rng.choice((0, 0, 1, 2, 3, 5, 8))
                 host.crash_rng = random.Random(rng.random())
                 told.append(f"{host.node.node_id}")
+                if rng.random() < self.scenario.disk.dies_in_call:
+                    host.crash_in, host.node.disk.platter.dies_in = (
+                        1 << 30,
+                        rng.choice((0, 1, 2, 3, 5, 8, 13, 21)),
+                    )
+                    continue
                 if host.turn is None and rng.random() < 0.5:
                     self._crash(host)
         return f"node {', '.join(told)}" if told else ""
@@ -473,25 +566,71 @@ class Simulation:
 
     def _fault_abort(self, rng: random.Random) -> str:
         host = self._any_host(rng)
-        unfinished = len(host.node.receiver.data)
-        host.node.receiver.abort()
+        if not host.up:
+            return ""
+        unfinished = 0
+
+        def abort(host: Host) -> None:
+            nonlocal unfinished
+            unfinished = host.node.abort_snapshot()
+
+        self._guard(host, abort)
         return f"node {host.node.node_id} after {unfinished} bytes" if unfinished else ""
 
     def _fault_wipe(self, rng: random.Random) -> str:
-        """A disk is lost; its replacement comes after long enough for a leader without it to have noticed."""
+        """A disk is lost."""
         host = self._any_host(rng)
         if host.crash_in is not None or not self.members.may_be_wiped(host.node.node_id):
             return ""
         if host.up:
             host.crash_rng = rng
             self._crash(host)
+        self._wipe(host)
+        return f"node {host.node.node_id}"
+
+    def _fault_disk_error(self, rng: random.Random) -> str:
+        return disk_faults.let_fail(self._any_host(rng), rng)
+
+    def _fault_disk_full(self, rng: random.Random) -> str:
+        host = self._any_host(rng)
+        told = disk_faults.fill(host, rng)
+        if told:
+            until = self.now + rng.expovariate(1 / self.scenario.disk.full_ms)
+            self._at(until, lambda: self._free_disk(host))
+        return told
+
+    def _free_disk(self, host: Host) -> None:
+        host.node.disk.platter.free = None
+
+    def _fault_damage(self, rng: random.Random) -> str:
+        """A node is down, or goes down, and comes back to a file that is not as it was."""
+        host = self._any_host(rng)
+        if host.crash_in is not None or not disk_faults.may_be_damaged(host.node.node_id, self.members):
+            return ""
+        if host.up:
+            host.crash_rng = rng
+            self._crash(host)
+        return disk_faults.damage(host, rng, self.members)
+
+    def _replace(self, host: Host) -> None:
+        """The storage was refused: its operator replaces the disk, or the node stays away for good."""
+        node = host.node
+        node.crash(host.turn_rng, power_cut=False)
+        self.members.damaged.discard(node.node_id)
+        if self.scenario.changes is not None and self.members.may_be_wiped(node.node_id) and node.identity:
+            self._wipe(host)
+        else:
+            self.members.refused.add(node.node_id)
+            self.checker.out_of_use.add(node.node_id)
+
+    def _wipe(self, host: Host) -> None:
+        """A replacement comes after long enough for a leader without it to have noticed."""
         self.members.wipe(host.node)
         host.down_until = self.now + 5 * self.scenario.options.election_timeout_max_ms
         self._at(host.down_until, lambda: self._restart(host))
-        return f"node {host.node.node_id}"
 
     def _restart(self, host: Host) -> None:
-        if not host.up and self.now >= host.down_until:
+        if not host.up and self.now >= host.down_until and host.node.node_id not in self.members.refused:
             self._start(host)
 
     def _fault_partition(self, rng: random.Random) -> str:
@@ -541,6 +680,9 @@ class Simulation:
         healthy = self._draw_healthy()
         cut_off = set(self.hosts) - healthy
         self.network.heal(healthy)
+        for host in self.hosts.values():
+            platter = host.node.disk.platter
+            platter.free, platter.failing, platter.dies_in = None, (), None
         for node_id in healthy:
             host = self.hosts[node_id]
             host.crash_in, host.paused_until = None, min(host.paused_until, self.now)
@@ -599,7 +741,7 @@ class Simulation:
 
     def _draw_healthy(self) -> set[int]:
         """Everyone, or as few as can be elected and commit in whatever configuration may be in force."""
-        healthy = set(self.hosts)
+        healthy = set(self.hosts) - self.members.refused - self.members.damaged
         if not self.members.is_available(healthy):
             violated(f"not even all nodes are a majority of {self.members.possible()}; {self.describe()}")
         rng = self.plan.stream("healing")
@@ -610,14 +752,20 @@ class Simulation:
         return healthy
 
     def _patience_ms(self) -> float:
-        """Time for some elections, and to send a whole log entry by entry through the smallest window."""
+        """Time for some elections, to send a whole log entry by entry through the smallest window, and for
+        clients to come to every node."""
         faults = self.faults
         per_entry = 2 * faults.delay_ms[1] + faults.fsync_ms[1] + 5
         entries = max(node.disk.last_index for node in self.nodes.values()) + 20
         elections = 25 * self.scenario.options.election_timeout_max_ms
         if self.scenario.snapshots is not None:
             elections += 10 * (per_entry + 100) + 2 * self.scenario.snapshots.load_ms[1]
-        return elections + faults.long_delay_ms + entries * per_entry
+        return elections + faults.long_delay_ms + entries * per_entry + 100 * self._client_every_ms()
+
+    def _client_every_ms(self) -> float:
+        """When calm, clients must not keep who lags behind from ever catching up."""
+        slower = self.calm and has_small_windows(self.scenario)
+        return self.scenario.client_every_ms * (4 if slower else 1)
 
     def _until(self, condition: Callable[[], bool], limit_ms: float, what: str) -> None:
         end = self.now + limit_ms

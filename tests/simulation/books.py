@@ -33,6 +33,7 @@ class Books:
 
     policy: Policy
     outcomes: dict[Turn, str] = field(default_factory=dict)
+    judged_at: list[tuple[Turn, int]] = field(default_factory=list)
     opened: dict[int, tuple[int, int]] = field(default_factory=dict)
     closed: int = 0
     claims: dict[str, int] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class Books:
         if not self.outcomes or next(reversed(self.outcomes))[0] != number:
             self.closed += 1
         self.outcomes[turn] = outcome
+        self.judged_at.append((turn, index))
         sums = self.sums[follower]
         wanted = {"hit": self.policy.reward, "missed": -self.policy.penalty}.get(outcome, 0)
         sums.earned += self.policy.reward if outcome == "hit" else 0
@@ -97,6 +99,10 @@ class Books:
         closing = (words for words in commands if words[:2] == [b"~CLOSE", b"%d" % number])
         changed = self.opened.get(number, (0, machine.applied_term))[1] != machine.applied_term
         return changed or any(words[3] == b"1" for words in closing)
+
+    def judged_between(self, after: int, upto: int) -> list[tuple[Turn, int]]:
+        """The turns whose outcomes stand in the entries from after + 1 to upto, with their entries."""
+        return [each for each in self.judged_at if after < each[1] <= upto]
 
     def acknowledge(self, turn: Turn) -> None:
         """A follower was told that its report is in."""

@@ -99,6 +99,7 @@ class Scenario:
     load_every_ms: float = 0.0  # a client that always has proposals in flight; 0: there is none
     service: ServicePlan = field(default_factory=lambda: ServicePlan(policy_of(500)))
     followers: int = 0
+    mongodb: bool = False  # the ledger is projected
 
 
 def draw_scenario(rng: random.Random) -> Scenario:
@@ -242,6 +243,7 @@ def draw_service(rng: random.Random, scenario: Scenario) -> Scenario:
         scenario,
         service=ServicePlan(policy, limits, passing),
         followers=rng.choice((1, 3, 5)),
+        mongodb=rng.random() < 0.35,
         faults=replace(scenario.faults, wall_jump=rng.choice((0.0, 0.2))),
     )
 

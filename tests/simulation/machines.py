@@ -37,6 +37,8 @@ class Machines:
         self.digests: dict[int, str] = {}
         self.history: dict[bytes, list[tuple[int, Value]]] = {}  # what a key was from which index on
         self.listener: Callable[[str, str], None] = _nobody
+        self.projected = 0
+        self.vouched_for: Callable[[], int] = _zero  # MongoDB's checkpoint
         self._values: dict[bytes, bytes] = {}
 
     @property
@@ -114,6 +116,11 @@ class Machines:
             key = b"balance " + follower.id.encode()
             self.history.setdefault(key, [(0, None)]).append((index, follower.balance))
         self.books.write(index, machine, commands, events)
+        projected = machine.ledger.projected_index
+        if projected > self.projected:
+            self.projected = projected
+            if projected > self.vouched_for():
+                violated(f"{index} drops what is projected up to {projected}: MongoDB has not so much")
 
     # --- what clients see -------------------------------------------------------------------------------
 
@@ -156,6 +163,10 @@ class Machines:
 
 def _nobody(_channel: str, _payload: str) -> None:
     pass
+
+
+def _zero() -> int:
+    return 0
 
 
 def has_repeats(value: bytes) -> bool:

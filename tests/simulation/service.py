@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ledger.ledger import Policy
 from raft.core.membership import Server
@@ -119,6 +119,7 @@ class Service:
         if snapshot.machine:
             load_into(self.machine, [snapshot.machine])
             watcher.loaded(node, self.machine)
+        self.projector: Any = None  # tests.simulation.projector.Projector, in schedules that have MongoDB
         self.pings = PingBoard()
         self.feed = SimulatedFeed(wake)
         self.desk = Desk(

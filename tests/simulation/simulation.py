@@ -24,6 +24,7 @@ from tests.simulation.machines import Machines
 from tests.simulation.members import Members, leaders
 from tests.simulation.network import Link, Network
 from tests.simulation.node import Node
+from tests.simulation.projector import Mongo, Projector
 from tests.simulation.service import Service
 from tests.simulation.stored import StoredDisk
 from tests.simulation.stored_node import StoredNode
@@ -108,6 +109,9 @@ class Simulation:
         self.workload = Workload(self, self.scenario, self.machines)
         self.machines.listener = self._published
         self.crowd_rng = self.plan.stream("crowd")
+        self.mongo = (
+            Mongo(self.plan.stream("mongodb"), self.machines.books) if self.scenario.mongodb else None
+        )
         self.calm = False
         self.network = Network(
             self.plan,
@@ -126,6 +130,9 @@ class Simulation:
         self._begin(self._fault, self.plan.schedule("f"), 100, 600)
         if self.scenario.changes is not None:
             self._begin(self._change_members, self.plan.schedule("c"), 100, 600)
+        if self.mongo is not None:
+            self.machines.vouched_for = lambda: 0 if self.mongo is None else self.mongo.checkpoint
+            self._begin(self._project, self.plan.stream("projectors"), 0, 50)
         if self.scenario.load_every_ms:
             self._begin(self._load, self.plan.stream("load"), 0, 50)
 
@@ -158,7 +165,7 @@ class Simulation:
 
     def _new_service(self, node: Node) -> Service:
         host = self.hosts[node.node_id]
-        return Service(
+        service = Service(
             node,
             self.scenario.service,
             wall=lambda: host.wall_ms(self.now),
@@ -166,6 +173,9 @@ class Simulation:
             wake=lambda: self._wake_for_clients(host),
             watcher=self.machines,
         )
+        if self.mongo is not None:
+            service.projector = Projector(service, self.mongo)
+        return service
 
     # --- the agenda -------------------------------------------------------------------------------------
 
@@ -436,6 +446,14 @@ class Simulation:
         self._at(self.now + rng.expovariate(1 / self._client_every_ms()), lambda: self._client(rng))
         self.workload.act(rng)
 
+    def _project(self, rng: random.Random) -> None:
+        """One of the projectors that have something to do goes on."""
+        self._at(self.now + rng.uniform(5, 40), lambda: self._project(rng))
+        services = [host.node.service for host in self.hosts.values() if host.node.service is not None]
+        ready = [each for each in services if each.projector.busy or each.state.role is Role.LEADER]
+        if ready:
+            rng.choice(ready).projector.act()
+
     def any_node(self, rng: random.Random) -> Node | None:
         """A node that a client can talk to: mostly a leader."""
         ready = [host.node for host in self.hosts.values() if host.up]
@@ -683,9 +701,30 @@ class Simulation:
         self._until(self.workload.is_settled, limit, "answer to every command under ONCE")
         if self.scenario.service.policy.interval_ms <= 500:
             self._until(lambda: len(self.machines.books.opened) >= opened + 2, limit, "interval closed")
+            self._expect_projection(self.machines.last_index, limit)
+        self._check_machines()
         self.checker.check_everything_kept(self.scenario.configuration)
         if not cut_off and self.scenario.spares:
             self._expect_peace()
+
+    def _expect_projection(self, index: int, limit_ms: float) -> None:
+        mongo = self.mongo
+        if mongo is not None:
+            mongo.calm = True
+            self._until(lambda: mongo.checkpoint >= index, limit_ms, f"projection of {index}")
+
+    def _check_machines(self) -> None:
+        """The real digests, and the ledger's own opinion of itself."""
+        for node in self.nodes.values():
+            if node.service is not None:
+                self.machines.compare_digest(node, node.service.machine)
+        newest = max(
+            (node.service.machine for node in self.nodes.values() if node.service is not None),
+            key=lambda machine: machine.applied_index,
+        )
+        newest.ledger.check()
+        if self.mongo is not None:
+            self.mongo.check_rows(newest.ledger)
 
     def _expect_peace(self) -> None:
         """Everybody is up, also who was removed, and thinks perhaps that he is a voter: the leader stays

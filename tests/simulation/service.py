@@ -146,6 +146,8 @@ class Service:
             core, self.machine, self.desk.proposals, self.pings, plan.policy, self._members, self._ping_all
         )
         self.space = Space(core, self.desk)
+        self.turn = 0
+        self.passed_reads_in = -1  # the last turn in which reads may have been forwarded
         self._log_clock = LogClock(self)
         self.now = self.state.now
         self.at_ms = 0
@@ -164,6 +166,7 @@ class Service:
 
     def begin_turn(self) -> None:
         """Before the first message."""
+        self.turn += 1
         now = self.node.clock()
         self.at_ms = self._log_clock.stamp(now, self.machine.at_ms)
         if now - self.now > self.state.options.election_timeout_min_ms:
@@ -194,6 +197,8 @@ class Service:
         self._notice_role()
         self.space.advance(self.now)
         self.desk.pass_reads_on |= self.node.node_id in self.plan.pass_reads_on
+        if self.desk.pass_reads_on:
+            self.passed_reads_in = self.turn
         self.desk.take_batches()
         if self.space.blocked:
             self.turns.excuse()

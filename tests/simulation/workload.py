@@ -47,6 +47,7 @@ class Request:
     writes: bool
     floor: int
     began_ms: float
+    turn: int  # the node's, in which it began
     answered: Callable[[list[Any]], None]
     lost: Callable[[], None]
 
@@ -98,7 +99,8 @@ class Workload:
             lost()
             return number
         request = Request(
-            number, node, node.incarnation, commands, writes, self.floor, self.cluster.now, answered, lost
+            *(number, node, node.incarnation, commands, writes, self.floor, self.cluster.now),
+            *(service.turn, answered, lost),
         )
         batch = Batch.of_commands(
             commands, len(commands) if writes else 0, 2, lambda data: self._take_answers(request, data)
@@ -122,12 +124,12 @@ class Workload:
         request.answered(replies)
 
     def _check_read(self, request: Request, replies: list[Any]) -> None:
-        if any(is_unexecuted(reply) for reply in replies):
+        if any(is_unexecuted(reply) or is_unknown(reply) for reply in replies):
             self.reads_refused += 1
             return
         node = request.node
         assert node.service is not None
-        if not node.service.desk.pass_reads_on:
+        if node.service.passed_reads_in < request.turn:
             applied = node.service.machine.applied_index
             if applied < request.floor:
                 violated(

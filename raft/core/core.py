@@ -20,8 +20,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from raft.core import election, reads, reconfiguration, replication, snapshots, transfer
-from raft.core.effects import Effects, HardState
+from raft.core import election, reads, reconfiguration, recovery, replication, snapshots, transfer
+from raft.core.effects import Effects, HardState, LostEntries
 from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import ProtocolViolation, require
 from raft.core.log import LogReader
@@ -62,13 +62,16 @@ class RaftCore:
         identity: str = "",
         snapshot_index: int = 0,
         later_configurations: Sequence[Entry] = (),
+        lost: LostEntries | None = None,
     ) -> None:
         """hard_state and reader: what the disk holds. rng: this node's own, seeded differently from others'.
         now: monotonic ms. identity: the name of this node's data directory.
 
         snapshot_index: the last entry that the machine's snapshot covers (0: there is none). configuration:
         the one in force there. later_configurations: the log's CONFIGURATION entries, oldest first: what was
-        appended counts again after a restart (thesis 4.1)."""
+        appended counts again after a restart (thesis 4.1).
+
+        lost: what the disk has lost of this log, until effects.healed (raft/core/recovery.py)."""
         stored = hard_state or HardState()
         require(reader.term(reader.last_index) <= stored.term, "the log is ahead of the stored term")
         self.state = CoreState(
@@ -77,6 +80,9 @@ class RaftCore:
             snapshot_index=snapshot_index,
             later_configurations=later_configurations,
         )
+        if lost is not None:
+            require(lost.term <= stored.term, "entries were lost in a term ahead of the stored one")
+            recovery.begin(self.state, lost)
 
     # --- events ---------------------------------------------------------------------------------------
 
@@ -182,6 +188,8 @@ class RaftCore:
             reads.advance_reads(state)
             transfer.advance_transfer(state)
             reconfiguration.advance_configuration(state)
+        elif state.recovering is not None:
+            recovery.advance(state)
         effects, state.effects = state.effects, Effects()
         effects.log = state.log.take_operations()
         return effects

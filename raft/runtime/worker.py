@@ -314,6 +314,9 @@ class Worker:
             self.network.flush()
         if effects.log:
             self._write_log(effects)
+        if effects.healed:
+            with self.disk_wait:
+                self.storage.healed()
         for peer, message in effects.messages:
             if isinstance(message, RequestVote):
                 self.hooks.send_request_vote_request(peer, message)

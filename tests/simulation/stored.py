@@ -16,6 +16,7 @@ from raft.core.effects import AppendLog, HardState, LogOperation, TruncateLog
 from raft.core.entry import Entry
 from raft.core.log import LogReader
 from raft.storage.errors import DiskFullError
+from raft.storage.lost_entries import LostEntriesFile
 from raft.storage.node_storage import NodeStorage
 from raft.storage.preparer import SegmentPreparer
 from raft.storage.room import LogRoom
@@ -85,15 +86,8 @@ class StoredDisk(Witness):
     def open(self) -> None:
         """Recover. Raises what NodeStorage.open() raises, and SafetyViolation."""
         options = self.options
-        storage = NodeStorage.open(
-            Place(DIRECTORY),
-            CLUSTER,
-            self.node_id,
-            segment_bytes=options.segment_bytes,
-            cache_bytes=options.cache_bytes,
-            disk=self.platter,
-            prepare_ahead=False,
-        )
+        storage = self._open_files()
+        self.lost = storage.lost_entries
         log = storage.log
         gauge = cast(SegmentPreparer, Gauge(self.platter, options.segment_bytes))
         log.room = LogRoom(log._segments, gauge, options.segment_bytes)
@@ -104,6 +98,17 @@ class StoredDisk(Witness):
         self.compare(Found(storage.hard_state, self.load_newest(), base, log.term(base), entries))
 
         self.damaged = ""
+
+    def _open_files(self) -> NodeStorage:
+        return NodeStorage.open(
+            Place(DIRECTORY),
+            CLUSTER,
+            self.node_id,
+            segment_bytes=self.options.segment_bytes,
+            cache_bytes=self.options.cache_bytes,
+            disk=self.platter,
+            prepare_ahead=False,
+        )
 
     def load_newest(self) -> Snapshot:
         """What the newest snapshot's file holds."""
@@ -123,6 +128,26 @@ class StoredDisk(Witness):
 
     def entry(self, index: int) -> Entry:
         return self.running.log.entries(index, index + 1, 0)[0]
+
+    def lose(self, from_index: int) -> None:
+        """As the repair of a damaged log does it (raft/storage/repair.py): first the marker, then the cut."""
+        super().lose(from_index)
+        assert self.lost is not None
+        marker = LostEntriesFile(Place(DIRECTORY), self.platter)
+        marker.load()
+        marker.add(self.lost)
+        storage = self._open_files()
+        log = storage.log
+        if self.synced.last_index < log.last_index:
+            log.truncate_suffix(max(self.synced.last_index + 1, log.first_index))
+        storage.close()
+        self.platter.end_process()
+        self.unsynced.clear()
+        self.attempt.clear()
+
+    def healed(self) -> None:
+        self.running.healed()
+        super().healed()
 
     def crash(self, rng: random.Random, *, power_cut: bool) -> None:
         """The process is gone: nothing is closed in order."""

@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos fuzz mutants
+.PHONY: help setup run test check bench sim chaos chaos-mixes fuzz mutants model
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## virtual environment in .venv with everything that pip can bring
 
@@ -48,6 +48,10 @@ FAULTS ?= all
 chaos: setup  ## faults on a running cluster: MINUTES=5 NODES=3 FAULTS=all SEED= (root: network namespaces, full disks)
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
 
+MIXES ?= all
+chaos-mixes: setup  ## every mix of faults, one after the other: MINUTES=30 MIXES=all OUT=chaos-mixes SEED= (root)
+	$(BIN)/python -m tests.chaos --mixes $(MIXES) --minutes $(MINUTES) --out $(or $(OUT),chaos-mixes) $(if $(SEED),--seed $(SEED))
+
 RUNS ?= 1000000
 TARGET ?= all
 fuzz: setup  ## every decoder with RUNS=1000000 inputs, guided by coverage (TARGET=all SEED=1)
@@ -55,3 +59,6 @@ fuzz: setup  ## every decoder with RUNS=1000000 inputs, guided by coverage (TARG
 
 mutants: setup  ## each catalogued bug put back: the suite must go red
 	$(BIN)/python -m tests.mutants.run
+
+model: setup  ## exhaustive search of small scopes of the consensus core (SCOPES=… JOBS=1)
+	$(BIN)/python -m tests.model $(SCOPES) --jobs $(or $(JOBS),1)

@@ -116,6 +116,7 @@ class Node:
             identity=self.identity,
             snapshot_index=snapshot.index,
             later_configurations=self.disk.configurations(),
+            lost=self.disk.lost,
         )
         self._started()
         self.service = self.make_service(self) if self.make_service is not None else None
@@ -275,6 +276,9 @@ class Node:
             reader = self.disk.reader
             self.running.disk_done(reader.last_index, reader.term(reader.last_index), self.clock())
             self._changed()
+        if effects.healed:
+            yield "healed"
+            self.disk.lost = None
         for peer, message in effects.messages:
             yield "message"
             self._send(peer, message)
@@ -360,6 +364,7 @@ def _has_work(effects: Effects) -> bool:
         effects.hard_state is not None
         or effects.early_messages
         or effects.log
+        or effects.healed
         or effects.messages
         or effects.committed is not None
         or effects.reads_ready

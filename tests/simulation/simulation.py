@@ -100,7 +100,7 @@ class Simulation:
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.hosts: dict[int, Host] = {}
         self.nodes: dict[int, StoredNode] = {}
-        self.checker = Checker(self.nodes)
+        self.checker = self._new_checker()
         self.checker.founding.add(encode_configuration(self.scenario.configuration))
         self.members = Members(self.nodes, self.checker, self.scenario.configuration)
         self.library = Library()
@@ -140,6 +140,9 @@ class Simulation:
         self, actor: Callable[[random.Random], None], rng: random.Random, low_ms: float, high_ms: float
     ) -> None:
         self._at(rng.uniform(low_ms, high_ms), lambda: actor(rng))
+
+    def _new_checker(self) -> Checker:
+        return Checker(self.nodes)
 
     def _add_host(self, node_id: int) -> None:
         scenario = self.scenario

@@ -129,7 +129,7 @@ def draw_disk(rng: random.Random, scenario: Scenario) -> Scenario:
         return value if rng.random() < chance else 0.0
 
     storage = StorageOptions(
-        segment_bytes=rng.choice((150, 300, 600, 4096)),
+        segment_bytes=rng.choice((150, 150, 150, 300, 300, 600, 4096)),
         cache_bytes=rng.choice((0, 500, 1 << 20, 1 << 20)),
         sector=rng.choice((16, 64, 512)),
         copies_on_write=rng.random() < 0.3,

@@ -421,7 +421,7 @@ class Simulation:
             host.snapshot_step_at = self.now + rng.choice((0.0, 0.0, 5.0))
             if node.advance_snapshot() and rng.random() < plan.compact:
                 newest = node.disk.snapshot.index
-                node.compact_to = rng.choice((before, before, newest, newest - 1))
+                node.compact_to = rng.choice((before, newest, newest, newest - 1))
         if node.compact_to:
             node.compact()
         if node.load_job is not None and not host.loading:

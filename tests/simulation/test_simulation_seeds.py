@@ -59,7 +59,7 @@ def test_the_schedules_are_worth_running() -> None:
     terms, restarts, commits, reads, leaders = 0, 0, 0, 0, 0
     installs, changes, wipes, loads = 0, 0, 0, 0
     writes, reports, claims, bans, hits, once = 0, 0, 0, 0, 0, 0
-    for seed in range(1000, 1040):
+    for seed in range(1000, 1060):
         simulation = Simulation(seed)
         for _ in range(STEPS):
             simulation.step()

@@ -25,6 +25,7 @@ from tests.simulation.members import Members, leaders
 from tests.simulation.network import Link, Network
 from tests.simulation.node import Node
 from tests.simulation.projector import Mongo, Projector
+from tests.simulation.races import Races
 from tests.simulation.service import Service
 from tests.simulation.stored import StoredDisk
 from tests.simulation.stored_node import StoredNode
@@ -63,6 +64,7 @@ class Host:
         self.broken_peers: list[int] = []
         self.turn: Iterator[str] | None = None
         self.paused_until = 0.0
+        self.stall_ms = 0.0  # the next turn stops for so long after its look at the clock
         self.down_until = 0.0
         self.crash_in: int | None = None  # crash after that many more effects
         self.wake_at = float("inf")
@@ -120,6 +122,7 @@ class Simulation:
             deliver_at=self._deliver_at,
             break_at=lambda at, link: self._at(at, lambda: self._break_link(link)),
         )
+        self.races = Races(self)
         configuration = self.scenario.configuration
         for node_id in (*configuration.voters, *configuration.learners, *self.scenario.spares):
             self._add_host(node_id)
@@ -283,16 +286,16 @@ class Simulation:
         host = self.hosts[receiver]
         if host.up and (link not in self.network.blocked or not self.faults.ordered):
             host.inbox.append((sender, message))
-            self._wake(host)
+            self.wake(host)
 
     def _break_link(self, link: Link) -> None:
         self.network.broken.discard(link)
         host = self.hosts[link[0]]
         if host.up:
             host.broken_peers.append(link[1])
-            self._wake(host)
+            self.wake(host)
 
-    def _wake(self, host: Host) -> None:
+    def wake(self, host: Host) -> None:
         """Let the node run, unless it is down, paused, or in the middle of its effects."""
         if not host.up or host.turn is not None:
             return
@@ -336,7 +339,17 @@ class Simulation:
         for sender, message in inbox:
             node.receive(sender, message)
         node.tick()
-        node.advance()
+        if host.stall_ms:
+            stalled, host.stall_ms = host.stall_ms, 0.0
+            self._then(host, self.now + stalled, self._finish_turn)
+            return
+        self._advance(host)
+
+    def _finish_turn(self, host: Host) -> None:
+        self._guard(host, self._advance)
+
+    def _advance(self, host: Host) -> None:
+        host.node.advance()
         self._carry_on(host)
 
     def _go_on(self, host: Host) -> None:
@@ -373,7 +386,10 @@ class Simulation:
             self._maintain_snapshots(host)
         service = host.node.service
         assert service is not None
-        if host.inbox or host.broken_peers or service.has_requests:
+        unfinished = service.desk.reads.unfinished
+        if unfinished:
+            self.races.left_reads(host)
+        if host.inbox or host.broken_peers or service.has_requests or unfinished:
             self._wake_at(host, self.now)
         else:
             deadline = host.node.next_deadline_ms()
@@ -381,14 +397,18 @@ class Simulation:
             self._wake_at(host, min(when, self.now + service.wait_ms() / host.rate))
 
     def _resume_at(self, host: Host, when: float) -> None:
+        self._then(host, when, self._go_on)
+
+    def _then(self, host: Host, when: float, go_on: Callable[[Host], None]) -> None:
+        """The turn goes on at a later time, if the process lives."""
         incarnation = host.node.incarnation
 
         def resume() -> None:
             if host.node.incarnation == incarnation and host.up:
                 if self.now < host.paused_until:
-                    self._resume_at(host, host.paused_until)
+                    self._then(host, host.paused_until, go_on)
                 else:
-                    self._go_on(host)
+                    go_on(host)
 
         self._at(when, resume)
 
@@ -466,7 +486,7 @@ class Simulation:
 
     def _wake_for_clients(self, host: Host) -> None:
         if host.turn_rng.random() < 0.8:  # else they wait for the turn that the next message brings
-            self._wake(host)
+            self.wake(host)
 
     def _published(self, channel: str, payload: str) -> None:
         if channel == "turns":
@@ -491,7 +511,7 @@ class Simulation:
         leader = rng.choice(ready)
         if told := self.members.change(rng, leader, changes):
             self.plan.record(name, self.now, kind, told)
-            self._wake(self.hosts[leader.node_id])
+            self.wake(self.hosts[leader.node_id])
 
     def _can_take_clients(self, host: Host) -> bool:
         return host.up and host.turn is None and self.now >= host.paused_until
@@ -526,6 +546,7 @@ class Simulation:
             "disk_error": disk.error,
             "disk_full": disk.full,
             "damage": disk.damage,
+            "race": faults.race,
         }
 
     def _any_host(self, rng: random.Random) -> Host:
@@ -557,10 +578,14 @@ class Simulation:
         host.broken_peers.clear()
         host.wake_at = float("inf")
         host.loading = False
+        host.stall_ms = 0.0
         self.workload.forget(host.node)
         host.node.crash(rng, power_cut=rng.random() < self.faults.power_cut)
         down = rng.expovariate(1 / self.faults.down_ms)
         self._at(self.now + down, lambda: self._restart(host))
+
+    def _fault_race(self, rng: random.Random) -> str:
+        return self.races.begin(rng)
 
     def _fault_heal(self, rng: random.Random) -> str:
         blocked = len(self.network.blocked)
@@ -657,7 +682,7 @@ class Simulation:
         leader = host.node.running.state.leader_id
         suspected = leader if leader is not None else self._any_host(rng).node.node_id
         host.node.suspect(suspected)
-        self._wake(host)
+        self.wake(host)
         return f"node {host.node.node_id} suspects {suspected}"
 
     def _fault_clock_jump(self, rng: random.Random) -> str:
@@ -691,7 +716,7 @@ class Simulation:
             host.crash_in, host.paused_until = None, min(host.paused_until, self.now)
             host.down_until = 0.0
             self._restart(host)
-            self._wake(host)
+            self.wake(host)
         for node_id in cut_off:
             self.network.blocked |= {(node_id, other) for other in healthy}
             self.network.blocked |= {(other, node_id) for other in healthy}

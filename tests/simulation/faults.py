@@ -273,12 +273,12 @@ def draw_read_race(rng: random.Random) -> Scenario:
     small = rng.random() < 0.5  # who lags behind catches up slowly: one entry per round trip
     options = replace(
         scenario.options,
-        election_timeout_max_ms=rng.choice((160, 400)),
+        election_timeout_max_ms=rng.choice((160, 400, 400)),
         max_append_bytes=1 if small else 1 << 20,
         max_probe_bytes=1 if small else 1 << 16,
         max_inflight_bytes=1 << 20,
         max_inflight_messages=1 if small else 128,
-        lease_reads=rng.random() < 0.6,
+        lease_reads=rng.random() < 0.65,
     )
     voters = tuple(range(1, rng.choice((2, 3, 3, 3, 3, 4, 5)) + 1))
     return replace(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.simulation import Host, Simulation
 
 MOST_READS = 16  # that wait at one node
-LATE_TRANSFER, NEWS_OF_SUCCESSOR = "late transfer", "news of the successor"
+GOES_ON, HEARS_OF_SUCCESSOR, GIVES_WAY = "goes on", "hears of its successor", "gives way"
 
 
 class Races:
@@ -37,7 +37,7 @@ class Races:
         self.old: Host | None = None
         self.cut: set[Link] = set()
         self.cut_at_answer = False  # the leader is cut off as soon as it has acknowledged the next write
-        self.slow = ""  # what happens while slow reads are left for the old leader's next turn
+        self.next_turn = ""  # what the old leader does after it has stopped in mid-turn
         self.writing: set[int] = set()  # nodes that have a write of the race
 
     def begin(self, rng: random.Random) -> str:
@@ -51,11 +51,11 @@ class Races:
             return ""
         kinds = [self._depose]
         if len(simulation.hosts) > 2:
-            kinds += [self._leave_behind, self._leave_behind, self._hand_over]
-        if simulation.scenario.options.lease_reads:
-            kinds += [self._stop, self._stop]
+            kinds += [self._depose, self._leave_behind, self._leave_behind, self._hand_over]
+            if simulation.scenario.options.lease_reads:
+                kinds += [self._stop, self._stop]
         self.old, self.rng = old, random.Random(rng.random())
-        self.cut_at_answer, self.slow = False, ""
+        self.cut_at_answer, self.next_turn = False, ""
         self.writing.clear()
         self.until = now + 1.6 * simulation.scenario.options.election_timeout_min_ms + 100
         told = rng.choice(kinds)(old)
@@ -94,29 +94,44 @@ class Races:
             return
         state = old.node.running.state
         if state.transfer_sent and old.turn is None:
-            self._block({(other, old.node.node_id) for other in self.simulation.hosts})
+            self._deafen(old)
         elif state.transfer_target is not None:
             self.simulation.at(self.simulation.now + 0.3, partial(self._until_told, old, incarnation))
 
     def _stop(self, old: Host) -> str:
         """The process stands still in mid-turn, after it has looked at the clock; what clients ask meanwhile
-        is in time for that turn."""
-        options = self.simulation.scenario.options
-        old.stall_ms = self.rng.uniform(1.05, 1.5) * options.election_timeout_min_ms
-        self.slow = self.rng.choice(("", LATE_TRANSFER, NEWS_OF_SUCCESSOR))
-        if self.slow != NEWS_OF_SUCCESSOR:
-            self._block({(other, old.node.node_id) for other in self.simulation.hosts})
+        is in time for that turn. Then it goes on, hears of its successor, or gives way to somebody whose
+        acknowledgement it was waiting for: slow reads are left for that next turn."""
+        stall_ms = self.rng.uniform(1.05, 1.5) * self.simulation.scenario.options.election_timeout_min_ms
+        self.next_turn = self.rng.choice((GOES_ON, HEARS_OF_SUCCESSOR, GIVES_WAY, GIVES_WAY))
+        if self.next_turn == GIVES_WAY:
+            self._write(old)
+            self._give_way(old, old.node.incarnation, stall_ms)
+        else:
+            self._stall(old, stall_ms)
+        return f"stops for {stall_ms:.0f} ms and {self.next_turn}"
+
+    def _give_way(self, old: Host, incarnation: int, stall_ms: float) -> None:
+        """Once the write is on its way to the others: only its acknowledgement is lacking."""
+        if old.node.incarnation != incarnation or not old.up or self.simulation.calm:
+            return
+        if old.turn is not None:
+            again = partial(self._give_way, old, incarnation, stall_ms)
+            self.simulation.at(self.simulation.now + 0.1, again)
+        elif old.node.role is Role.LEADER:
+            old.node.transfer(None)
+            self._stall(old, stall_ms)
+
+    def _stall(self, old: Host, stall_ms: float) -> None:
+        old.stall_ms = stall_ms
+        if self.next_turn != HEARS_OF_SUCCESSOR:
+            self.simulation.at(self.simulation.now + 20, partial(self._deafen, old))
         self._suspect_soon(old)
         self.simulation.wake(old)
-        return f"stops for {old.stall_ms:.0f} ms, {self.slow or 'quick reads'}"
 
-    def left_reads(self, host: Host) -> None:
-        """Between two turns: slow reads that the lease has confirmed are left for the next one."""
-        if host is self.old and self.slow == LATE_TRANSFER:
-            state = host.node.running.state
-            ready = [n for n, peer in state.progress.items() if peer.match_index == state.log.last_index]
-            if ready and state.role is Role.LEADER:
-                host.node.transfer(self.rng.choice(ready))
+    def _deafen(self, old: Host) -> None:
+        if self.simulation.now < self.until and not self.simulation.calm:
+            self._block({(other, old.node.node_id) for other in self.simulation.hosts})
 
     def _cut_off(self, old: Host) -> None:
         me = old.node.node_id
@@ -208,7 +223,7 @@ class Races:
     def _read(self, host: Host) -> None:
         if len(self.workload.requests.get(host.node.node_id, ())) >= MOST_READS:
             return
-        is_slow = self.slow and host is self.old
+        is_slow = host is self.old and self.next_turn in (HEARS_OF_SUCCESSOR, GIVES_WAY)
         commands = [b"KEYS", b"*"] if is_slow else [b"MGET", b"race"]
         for _ in range(3 if is_slow else 1):
             if host.up:

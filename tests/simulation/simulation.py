@@ -386,10 +386,7 @@ class Simulation:
             self._maintain_snapshots(host)
         service = host.node.service
         assert service is not None
-        unfinished = service.desk.reads.unfinished
-        if unfinished:
-            self.races.left_reads(host)
-        if host.inbox or host.broken_peers or service.has_requests or unfinished:
+        if host.inbox or host.broken_peers or service.has_requests or service.desk.reads.unfinished:
             self._wake_at(host, self.now)
         else:
             deadline = host.node.next_deadline_ms()

@@ -264,11 +264,8 @@ def test_the_table(cluster: FakeCluster, store: Store) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "4 clients, pipeline 2, 16 bytes" in text
     assert "errors: none" in text
-    assert [line.split()[0] for line in text.splitlines() if line.startswith((" GET", " SET", " all"))] == [
-        "GET",
-        "SET",
-        "all",
-    ]
+    first_words = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert [word for word in first_words if word in ("GET", "SET", "all")] == ["GET", "SET", "all"]
 
 
 @pytest.mark.process

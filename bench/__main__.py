@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich import box
@@ -207,6 +207,7 @@ def measure(options: argparse.Namespace, asked: Options) -> int:
         results = Results.load(options.results)
     else:
         results = Results(options.results, machine())
+    results.meta["options"] = asdict(asked)
     plan = plan_of(wanted, frozenset(results.done), asked)
     if absent := missing(*sorted({program for group, _ in plan for program in group.needs})):
         print(f"bench: not installed: {', '.join(absent)}; `make bench` installs it", file=sys.stderr)

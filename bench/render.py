@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from bench import svg, texts
 from bench.cases import scale, speed
+from bench.context import Options
 from bench.goals import GOALS, Goal
 from bench.results import OURS, Results, percentile
 
@@ -93,11 +95,15 @@ def _machine(results: Results) -> str:
     if not meta:
         return ""
     took = sum(results.done.values()) / 60
+    given = meta.get("options", {})
+    default = {field.name: field.default for field in fields(Options)}
+    changed = ", ".join(f"{name} {value}" for name, value in given.items() if value != default.get(name))
+    shorter = f" **Not with the usual parameters: {changed}.**" if changed else ""
     return (
         f"Measured {meta.get('started')} at commit {meta.get('commit')}: {meta.get('cores')} cores "
         f"({meta.get('cpu')}), {meta.get('memory_gib')} GiB, Linux {meta.get('kernel')}, Python "
         f"{meta.get('python')}; {meta.get('redis')}; {meta.get('etcd')}. It took {took:.0f} minutes; the "
-        f"load average before was {(meta.get('load_before') or ['?'])[0]}.\n"
+        f"load average before was {(meta.get('load_before') or ['?'])[0]}.{shorter}\n"
     )
 
 
@@ -128,7 +134,9 @@ def _speed(results: Results) -> str:
 
 
 def _systems(results: Results, case: str) -> list[str]:
-    return list(dict.fromkeys(each["system"] for each in results.records if each["case"] == case))
+    """Who was measured: ours first, the others in an order that does not change."""
+    found = {each["system"] for each in results.records if each["case"] == case}
+    return sorted(found, key=lambda system: (system != OURS, system != REDIS, system))
 
 
 def _scale(results: Results) -> str:

@@ -131,7 +131,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "redis": _first_line("redis-server", "--version"),
+        "redis": _first_line("redis-server", "--version").partition(" sha")[0],
         "etcd": _first_line("etcd", "--version"),
         "load_before": [round(value, 2) for value in os.getloadavg()],
     }

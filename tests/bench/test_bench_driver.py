@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=40)
         assert process.returncode == 130, told
-        assert "about 4 minutes" in told and "interrupted" in told
+        assert "2 cases, about 6 minutes" in told and "interrupted" in told
         assert nodes() == []
     finally:
         process.kill()

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench bench-peers bench-quick sim chaos fuzz mutants
+.PHONY: help setup run test check bench bench-peers bench-quick sim chaos chaos-mixes fuzz mutants model
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -46,14 +46,19 @@ bench-peers: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 
 SEEDS ?= 20000
-sim: setup  ## simulation of the consensus core: SEEDS=20000 schedules of faults, from FIRST=0 on
-	$(BIN)/python -m tests.simulation --first $(or $(FIRST),0) --seeds $(SEEDS)
+FIRST ?= 0
+sim: setup  ## simulated clusters: SEEDS=20000 schedules of faults from FIRST=0 on, on all cores (JOBS= JSON=file)
+	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)) $(if $(JSON),--json $(JSON))
 
 MINUTES ?= 5
 NODES ?= 3
 FAULTS ?= all
 chaos: setup  ## faults on a running cluster: MINUTES=5 NODES=3 FAULTS=all SEED= (root: network namespaces, full disks)
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+
+MIXES ?= all
+chaos-mixes: setup  ## every mix of faults, one after the other: MINUTES=30 MIXES=all OUT=chaos-mixes SEED= (root)
+	$(BIN)/python -m tests.chaos --mixes $(MIXES) --minutes $(MINUTES) --out $(or $(OUT),chaos-mixes) $(if $(SEED),--seed $(SEED))
 
 RUNS ?= 1000000
 TARGET ?= all
@@ -62,3 +67,6 @@ fuzz: setup  ## every decoder with RUNS=1000000 inputs, guided by coverage (TARG
 
 mutants: setup  ## each catalogued bug put back: the suite must go red
 	$(BIN)/python -m tests.mutants.run
+
+model: setup  ## exhaustive search of small scopes of the consensus core (SCOPES=… JOBS=1)
+	$(BIN)/python -m tests.model $(SCOPES) --jobs $(or $(JOBS),1)

@@ -13,6 +13,7 @@ Who runs, and who owns what (rule 3: one owner per piece of state):
     raft-accept,      PeerNetwork            handshakes; a socket goes to the worker once it is proved
     raft-dial-N
     projector         Projector.run          the MongoDB client
+    http              HttpServer             the HTTP port's sockets; answers from the published status
     segment preparer  LogStore               the next, not yet used log file
 
 Threads hand over immutable values: batches (submit), posted events (post), a NodeStatus (status) and
@@ -102,17 +103,20 @@ class RaftNode:
             self.publish_status()
             self._network.start()
             self._server.start()
+            parts.web.start()
         except BaseException:
             self._parts = None  # closed here: nothing is left to stop
             parts.close()
             raise
         log.info(
-            "node %d of %r is up: clients on %s:%d, peers on port %d, term %d, log up to %d, data in %s",
+            "node %d of %r is up: clients on %s:%d, peers on port %d, HTTP on port %d, term %d, "
+            "log up to %d, data in %s",
             self.node_id,
             settings.cluster.name,
             self.member.host,
             self.member.client_port,
             self.member.raft_port,
+            self.member.http_port,
             self._core.state.term,
             self._core.state.log.last_index,
             settings.storage.node_dir(self.node_id),

@@ -98,7 +98,8 @@ class Connection:
     @property
     def idle(self) -> bool:
         """Whether the next bytes begin a command that may be carried out at once, and plainly: no answers
-        wait, no transaction was begun, no subscription changes what may be said. Handler thread."""
+        wait, no transaction was begun, no subscription changes what may be said. Whatever else comes to
+        restrict a connection (a missing AUTH, say) belongs in here, too. Handler thread."""
         return not (
             self.busy
             or self.backlog

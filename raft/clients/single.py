@@ -16,7 +16,6 @@ from raft.replies import Error
 
 BUSY = Error("BUSY too many requests are pending on this node, try again")
 
-LONGEST_BYTES = 8192  # what is longer, the long way costs little more
 _TWO = b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _THREE = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 
@@ -39,7 +38,7 @@ def single_command(data: bytes) -> list[bytes] | None:
 def submit_single(connection: Connection, data: bytes, server: ServerState) -> bool:
     """Hand over what an idle connection has sent, if it is one plain read or write; False: it is not, and
     nothing was done. Handler thread."""
-    words = single_command(data) if len(data) <= LONGEST_BYTES else None
+    words = single_command(data) if len(data) <= server.single_bytes else None
     row = None if words is None else HOT.get(words[0])
     if words is None or row is None or not row[0] <= len(words) <= row[1]:
         return False

@@ -4,6 +4,7 @@
 2. early_messages  the leader's AppendEntries: may leave while the disk works (thesis 10.2.1)
 3. log             truncations and appends, in this order; then ONE fsync
 4. disk_done()     told to the core, which may commit; its further effects come with the next take
+   healed          what was lost is there again: the marker that says so may go
 5. messages        votes and acknowledgements: promises that rest on 1 and 3
 6. committed       entries up to here may be applied
 7. snapshots       wanted by peers, or arriving: streamed by raft/runtime/install.py
@@ -26,6 +27,14 @@ class HardState(msgspec.Struct, frozen=True):
 
     term: int = 0
     voted_for: int | None = None
+
+
+class LostEntries(msgspec.Struct, frozen=True):
+    """Entries from from_index on that this server may have acknowledged in terms up to term, the one on its
+    disk at the time, are lost (raft/core/recovery.py). On disk before anything of the log is changed."""
+
+    from_index: int
+    term: int
 
 
 class TruncateLog(msgspec.Struct, frozen=True, gc=False):
@@ -58,6 +67,7 @@ class Effects:
     hard_state: HardState | None
     early_messages: list[Envelope]
     log: list[LogOperation]
+    healed: bool
     messages: list[Envelope]
     committed: int | None
     reads_ready: list[tuple[int, int]]  # (request id, read index)
@@ -74,5 +84,5 @@ class Effects:
         self.early_messages, self.log, self.messages = [], [], []
         self.reads_ready, self.reads_failed = [], []
         self.snapshots_wanted, self.snapshot_chunks = [], []
-        self.role_changed = self.configuration_changed = False
+        self.healed = self.role_changed = self.configuration_changed = False
         self.news = []

@@ -6,6 +6,7 @@ from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import ProtocolViolation
 from raft.core.membership import ConfigurationFormatError, decode_configuration
 from raft.core.messages import AppendEntries, AppendEntriesResponse
+from raft.core.recovery import on_match
 from raft.core.state import CoreState, Progress, Role
 
 _KINDS = frozenset(map(int, EntryKind))
@@ -210,7 +211,10 @@ def handle_append_entries(core: CoreState, sender: int, request: AppendEntries) 
     check_contiguous(request)
     check_committed(core, request)
     hear_leader(core, sender, request.term)
-    core.effects.messages.append((sender, append_to_log(core, request)))
+    response = append_to_log(core, request)
+    core.effects.messages.append((sender, response))
+    if core.recovering is not None:
+        on_match(core, sender, response.match_index)
 
 
 def hear_leader(core: CoreState, sender: int, term: int) -> None:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from raft.core.effects import Effects, HardState
 from raft.core.entry import Entry, EntryKind
@@ -29,6 +30,9 @@ from raft.core.invariants import require
 from raft.core.log import EndlessRoom, LogReader, RaftLog, Room
 from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import ReadIndexResponse
+
+if TYPE_CHECKING:
+    from raft.core.recovery import Recovering
 
 
 class Role(Enum):
@@ -113,9 +117,11 @@ class PendingRead:
 class CoreState:
     """The state of one Raft server (paper figure 2). Changed only by raft/core, on the owner's thread.
 
-    room: what the disk has left; set by the node before the first event."""
+    room: what the disk has left; set by the node before the first event. recovering: entries that this server
+    had acknowledged are lost; set at the start (raft/core/recovery.py)."""
 
     room: Room = EndlessRoom()
+    recovering: Recovering | None = None
 
     def __init__(
         self,

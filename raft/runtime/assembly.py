@@ -33,6 +33,7 @@ from raft.runtime.worker import Hooks, Worker
 from raft.storage.disk import Disk
 from raft.storage.node_storage import NodeStorage
 from raft.transport.network import PeerNetwork
+from web.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +65,11 @@ class Parts:
     feed: Feed
     pings: PingBoard
     board: StatusBoard
+    web: HttpServer
 
     def close(self) -> None:
         """End everything but the worker, which must have ended: clients first, the disk last."""
+        self.web.stop()
         self.server.stop()
         self.feed.close()
         self.projector.stop(PROJECTOR_S)
@@ -77,6 +80,7 @@ class Parts:
     def abandon(self, clients_s: float) -> None:
         """The disk hangs: let go of clients and peers, who would otherwise wait as long as it does, and leave
         the rest to the end of the process. A snapshot's child dies with its parent."""
+        self.web.stop()
         self.server.stop(clients_s)
         self.worker.stop()
         self.network.close()
@@ -99,6 +103,7 @@ def open_parts(
         founding=servers_of(settings.cluster.nodes),
         fsync=settings.storage.fsync,
         segment_bytes=settings.storage.segment_bytes,
+        repair=settings.storage.repair,
         disk=disk,
     )
     try:
@@ -141,6 +146,7 @@ class _Builder:
             identity=storage.identity.identity,
             snapshot_index=snapshot_index,
             later_configurations=storage.log.configurations(),
+            lost=storage.lost_entries,
         )
         self._core.state.room = storage.log.room
         self._tell_difference()
@@ -176,6 +182,7 @@ class _Builder:
             feed=self._feed,
             pings=self._pings,
             board=StatusBoard(settings, self._run_id, self._core, worker, self._pings),
+            web=HttpServer(self._owner.status, me.host, me.http_port, self._owner.on_fatal),
         )
 
     def _tell_difference(self) -> None:

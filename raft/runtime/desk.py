@@ -96,6 +96,11 @@ class Desk:
         self._wake()
         return True
 
+    @property
+    def waits(self) -> bool:
+        """Whether a turn would find something to route."""
+        return bool(self._inbox or self._held)
+
     # --- one turn -------------------------------------------------------------------------------------
 
     def begin_turn(self, now: float, at_ms: int) -> None:

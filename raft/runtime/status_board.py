@@ -61,10 +61,11 @@ class StatusBoard:
         silent = tuple(peer for peer in configuration.peers(state.node_id) if self._pings.silent(peer))
         quorum = state.role is not Role.LEADER or state.leader_is_alive()
         taken, snapshot_index, first = self._load.taken, self._snapshots.index, log.first_index
+        recovering = state.recovering.lost.from_index if state.recovering is not None else 0
         key = (
             *(silent, quorum, configuration, snapshot_index, first, self._agreement.agreed_index),
             *(state.role, state.term, state.leader_id, state.voted_for, log.last_index, state.commit_index),
-            *(machine.applied_index, lag, taken),
+            *(machine.applied_index, lag, taken, recovering),
         )
         if key == self._key:
             return
@@ -84,6 +85,7 @@ class StatusBoard:
             last_log_index=log.last_index,
             first_log_index=first,
             snapshot_index=snapshot_index,
+            recovering_from=recovering,
             members=self._members_of(configuration),
             voters=configuration.voters,
             learners=configuration.learners,

@@ -19,7 +19,7 @@ from typing import Protocol
 from raft.core.core import RaftCore
 from raft.core.effects import AppendLog, Effects, TruncateLog
 from raft.core.invariants import ProtocolViolation
-from raft.core.messages import AppendEntries, InstallSnapshotResponse, RequestVote
+from raft.core.messages import AppendEntries, AppendEntriesResponse, InstallSnapshotResponse, RequestVote
 from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.runtime.agreement import Agreement
@@ -172,6 +172,8 @@ class Worker:
         for sender, message in received:
             self._receive(sender, message)
         self._notice_broken_peers()
+        if received and self._brought_nothing(received, now):
+            return
         if self.network.cluster_heard:
             self.core.state.founded = True
         while self._posted:
@@ -200,6 +202,25 @@ class Worker:
         self.network.follow(state.leader_id, open_to_strangers=leaderless)
         self._publish_at_ms = self.hooks.publish_status()
         self.snapshots.deliver()
+
+    def _brought_nothing(self, received: list[tuple[int, PeerMessage]], now: float) -> bool:
+        """Whether this turn may end here: a leader has heard acknowledgements that change nothing, such as
+        the slower follower's once the entry is committed. The core has noted them; the rest is as if they
+        had come with the next turn, at most EXPIRY_STEP_MS later. Spares a leader up to a third of its turns.
+        """
+        if (
+            now >= min(self._next_expiry_check_ms, self.core.state.heartbeat_due_ms)
+            or self.applier.behind
+            or self._posted
+            or self.desk.waits
+            or self.space.blocked
+            or not self.core.at_rest()
+        ):
+            return False
+        if not all(type(message) is AppendEntriesResponse and not message.full for _, message in received):
+            return False
+        self._publish_at_ms = min(self._publish_at_ms, self._next_expiry_check_ms)
+        return True
 
     def _keep_snapshots(self, now: float) -> None:
         """Last in the turn: a fork must not find effects half carried out."""
@@ -301,6 +322,8 @@ class Worker:
                 break
             stored = self.storage.log
             self.core.disk_done(stored.last_index, stored.term(stored.last_index), now)
+            if self.core.at_rest():  # nothing came of it: a leader's usual case, 200 bytecodes less
+                break
         self.hooks.reset_election_timeout()
 
     def _carry_out(self, effects: Effects) -> None:
@@ -316,6 +339,9 @@ class Worker:
             self.network.flush()
         if effects.log:
             self._write_log(effects)
+        if effects.healed:
+            with self.disk_wait:
+                self.storage.healed()
         for peer, message in effects.messages:
             if isinstance(message, RequestVote):
                 self.hooks.send_request_vote_request(peer, message)

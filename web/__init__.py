@@ -1,0 +1,1 @@
+"""The HTTP port of a node: what monitors, load balancers and people ask of it."""

@@ -39,13 +39,15 @@ def spawn(
     environ: Mapping[str, str] | None = None,
     stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    """Start it in a session of its own: Ctrl-C is for the driver, which ends everything in order. The kernel
-    ends it with the driver (util-linux' setpriv; the process id is the program's)."""
+    """Start it in a process group of its own: Ctrl-C is for the driver, which ends everything in order. Not
+    in a session of its own: where the kernel shares the CPU out by sessions, a cluster would have three
+    shares and its peer one. The kernel ends it with the driver (setpriv of util-linux; the process id is the
+    program's)."""
     before = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     with log.open("ab") as out:
         return subprocess.Popen(
             [*before, *command], stdin=stdin, stdout=out, stderr=out, cwd=cwd,
-            env={**os.environ, **(environ or {})}, start_new_session=True,
+            env={**os.environ, **(environ or {})}, process_group=0,
         )  # fmt: skip
 
 

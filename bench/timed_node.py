@@ -26,9 +26,9 @@ def note_closes(file: Path) -> None:
     close, advance = turns.close_interval, Applier.advance
     judged: list[float] = []
 
-    def timed_close(*words: Any) -> Any:
+    def timed_close(*words: Any, **named: Any) -> Any:
         began = time.perf_counter()
-        reply = close(*words)
+        reply = close(*words, **named)
         judged.append(1000 * (time.perf_counter() - began))
         return reply
 

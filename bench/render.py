@@ -186,6 +186,7 @@ def _followers(results: Results) -> str:
         ("errors", "errors", 0), ("close_ms", "close of an interval, owner thread, ms", 1),
         ("close_cpu_ms", "of it CPU, ms", 1), ("judge_ms", "of it judging the turns, ms", 1),
         ("lag_intervals", "longest MongoDB lag, intervals", 2), ("lag_rows", "most rows not in MongoDB", 0),
+        ("led_throughout", "one leader throughout (1: yes)", 0),
         ("leader_cpu", "leader's CPU, of a core", 2), ("report_p50_ms", "REPORT p50 ms", 2),
         ("report_p99_ms", "REPORT p99 ms", 2),
     )  # fmt: skip

@@ -108,6 +108,7 @@ def test_a_put_as_it_goes_out() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(300)
 @pytest.mark.needs_tool("etcd")
 @pytest.mark.needs_tool("etcdctl")
 def test_etcd_has_what_was_put(tmp_path: Path) -> None:
@@ -130,6 +131,7 @@ def small(path: Path, results: Results, **options: float) -> Context:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(300)
 @pytest.mark.needs_tool("redis-server")
 @pytest.mark.needs_tool("redis-benchmark")
 def test_loads_of_every_kind_against_both(tmp_path: Path) -> None:
@@ -142,6 +144,7 @@ def test_loads_of_every_kind_against_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(300)
 def test_a_killed_leader(tmp_path: Path) -> None:
     results = Results(None)
     failover.run(small(tmp_path, results, kills=1), frozenset({"failover-150"}))
@@ -150,6 +153,7 @@ def test_a_killed_leader(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(300)
 def test_followers_are_paid_for_every_acknowledged_turn(tmp_path: Path) -> None:
     results = Results(None)
     followers.run(
@@ -159,6 +163,28 @@ def test_followers_are_paid_for_every_acknowledged_turn(tmp_path: Path) -> None:
     assert figures["acknowledged"] > 40
     assert (figures["lost"], figures["wrong_in_mongodb"]) == (0, 0)
     assert figures["close_ms"] and all(each > 0 for each in figures["close_ms"])
+
+
+@pytest.mark.parametrize("closing", ["~CLOSE 1 1 0 node-1", "~TERM 2 {policy} {members}"])
+def test_the_timed_node_closes_as_any_other(tmp_path: Path, closing: str) -> None:
+    """~TERM of another leader closes what is open, too. In a process of its own: the wrapping is for good."""
+    program = f"""
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "cli")!r}]
+from backup_support import MEMBERS, POLICY, START_MS
+from bench.timed_node import note_closes
+from raft.machine.machine import Machine
+note_closes(Path({str(tmp_path / "closes")!r}))
+machine = Machine("bench")
+words = {{"{{policy}}": POLICY, "{{members}}": MEMBERS}}
+for index, line in enumerate(["~TERM 1 {{policy}} {{members}}", "~OPEN 1 9 1 {{policy}}", {closing!r}], 1):
+    command = [words.get(word, word).encode() for word in line.split()]
+    machine.apply_commands(index, index, START_MS + index, [command])
+assert machine.ledger.open_interval is None
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_lost_turn_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +217,7 @@ def test_a_lost_turn_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(300)
 def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     import signal
     import time

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from raft.core import election, reads, reconfiguration, recovery, replication, snapshots, transfer
 from raft.core.effects import Effects, HardState, LostEntries
 from raft.core.entry import Entry, EntryKind
-from raft.core.invariants import ProtocolViolation, require
+from raft.core.invariants import InvariantViolation, ProtocolViolation, require
 from raft.core.log import LogReader
 from raft.core.membership import Configuration
 from raft.core.messages import (
@@ -186,13 +186,38 @@ class RaftCore:
             if state.broadcast_index < state.log.last_index:
                 replication.broadcast_append_entries(state, heartbeat=bool(state.reads))
             reads.advance_reads(state)
-            transfer.advance_transfer(state)
+            if state.transfer_target is not None:
+                transfer.advance_transfer(state)
             reconfiguration.advance_configuration(state)
         elif state.recovering is not None:
             recovery.advance(state)
         effects, state.effects = state.effects, Effects()
         effects.log = state.log.take_operations()
         return effects
+
+    def at_rest(self) -> bool:
+        """Leader: whether take_effects() would find nothing, but what time brings. Else False."""
+        state, effects = self.state, self.state.effects
+        return not (
+            state.role is not Role.LEADER
+            or state.reads
+            or state.early_reads
+            or state.transfer_target is not None
+            or state.departing
+            or state.configuration.promote
+            or state.broadcast_index < state.log.last_index
+            or effects.early_messages
+            or effects.messages
+            or effects.hard_state is not None
+            or effects.healed
+            or effects.committed is not None
+            or effects.role_changed
+            or effects.configuration_changed
+            or effects.snapshots_wanted
+            or effects.reads_failed
+            or effects.reads_ready
+            or effects.news
+        )
 
     def next_deadline_ms(self) -> float:
         """When tick() has something to do at the latest."""
@@ -206,7 +231,16 @@ class RaftCore:
         """With lease reads: the moment until which a local read may be answered (thesis 6.4.1)."""
         return reads.lease_until_ms(self.state)
 
+    def lease_ended(self, now: float) -> bool:
+        """Leader, right after a read of the machine: whether the lease that it may rest on is over by now. A
+        lease that a transfer has made void is none: no read was confirmed by it since (thesis 6.4.1)."""
+        state = self.state
+        leads = state.role is Role.LEADER
+        return leads and not state.lease_void and now >= reads.lease_until_ms(state)
+
     def _at(self, now: float) -> CoreState:
-        require(now >= self.state.now, f"time went back from {self.state.now} to {now}")
-        self.state.now = now
-        return self.state
+        state = self.state
+        if now < state.now:  # no require(): every event comes here, its text would be made each time
+            raise InvariantViolation(f"time went back from {state.now} to {now}")
+        state.now = now
+        return state

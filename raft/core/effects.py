@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import msgspec
@@ -60,22 +60,29 @@ LogOperation: TypeAlias = TruncateLog | AppendLog | ResetLog
 Envelope: TypeAlias = tuple[int, Message]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Effects:
     """One turn's effects. Lists are handed over: the core does not touch them after take_effects()."""
 
-    hard_state: HardState | None = None
-    early_messages: list[Envelope] = field(default_factory=list)
-    log: list[LogOperation] = field(default_factory=list)
-    healed: bool = False
-    messages: list[Envelope] = field(default_factory=list)
-    committed: int | None = None
-    reads_ready: list[tuple[int, int]] = field(default_factory=list)  # (request id, read index)
-    reads_failed: list[int] = field(default_factory=list)
-    snapshots_wanted: list[int] = field(default_factory=list)  # peers whose next entry is compacted away
-    snapshot_chunks: list[tuple[int, InstallSnapshot]] = field(
-        default_factory=list
-    )  # from this term's leader
-    role_changed: bool = False
-    configuration_changed: bool = False  # one was appended, taken back, committed or installed
-    news: list[str] = field(default_factory=list)  # one line each for the log: the story of an election
+    hard_state: HardState | None
+    early_messages: list[Envelope]
+    log: list[LogOperation]
+    healed: bool
+    messages: list[Envelope]
+    committed: int | None
+    reads_ready: list[tuple[int, int]]  # (request id, read index)
+    reads_failed: list[int]
+    snapshots_wanted: list[int]  # peers whose next entry is compacted away
+    snapshot_chunks: list[tuple[int, InstallSnapshot]]  # from this term's leader
+    role_changed: bool
+    configuration_changed: bool  # one was appended, taken back, committed or installed
+    news: list[str]  # one line each for the log: the story of an election
+
+    def __init__(self) -> None:
+        # Written out: one or two are made each turn, and default factories take five times as long.
+        self.hard_state = self.committed = None
+        self.early_messages, self.log, self.messages = [], [], []
+        self.reads_ready, self.reads_failed = [], []
+        self.snapshots_wanted, self.snapshot_chunks = [], []
+        self.healed = self.role_changed = self.configuration_changed = False
+        self.news = []

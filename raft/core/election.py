@@ -192,6 +192,8 @@ def suspect_leader(core: CoreState, peer: int) -> None:
 
 def check_quorum(core: CoreState) -> None:
     """A leader that a majority has not answered for an election timeout steps down (thesis 6.2)."""
+    if core.quorum_is_near():
+        return
     silent_ms = core.now - core.quorum_contact_ms()
     if silent_ms >= core.options.election_timeout_max_ms:
         why = f"stepped down in term {core.term}: no quorum for {silent_ms:.0f} ms"

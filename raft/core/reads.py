@@ -92,9 +92,15 @@ def advance_reads(core: CoreState) -> None:
 
 
 def _confirm_rounds(core: CoreState) -> None:
-    confirmed = core.configuration.quorum_value(
-        lambda voter: core.round if voter == core.node_id else core.progress[voter].acked_round
-    )
+    confirmed = core.quorum_round
+    if confirmed < core.round:  # else there is nothing to confirm
+        me, progress = core.node_id, core.progress
+        confirmed = core.configuration.quorum_value(
+            [
+                core.round if voter == me else progress[voter].acked_round
+                for voter in core.configuration.voters
+            ]
+        )
     if confirmed > core.quorum_round:
         core.quorum_round = confirmed
         while core.rounds_sent and core.rounds_sent[0][0] <= confirmed:

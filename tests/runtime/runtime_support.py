@@ -331,15 +331,15 @@ class Bench:
     def handle_request_vote_message(self, sender: int, request: RequestVote) -> None:
         self.core.receive(sender, request, self.worker.now)
 
-    def publish_status(self) -> None:
-        pass
+    def publish_status(self) -> float:
+        return float("inf")
 
     def ping_all(self) -> None:
         for peer in self.state.configuration.peers(1):
             self.network.queue(peer, Ping(self.pings.sent(peer, self.worker.now), 0))
 
     def lease_ended(self) -> bool:
-        return self.state.role is Role.LEADER and self.clock.now >= self.core.lease_until_ms()
+        return self.core.lease_ended(self.clock.now)
 
     # --- what a test does -----------------------------------------------------------------------------
 

@@ -16,7 +16,10 @@ def commit_by_counting(monkeypatch: pytest.MonkeyPatch) -> None:
         if core.role is not Role.LEADER:
             return
         index = core.configuration.quorum_value(
-            lambda voter: core.durable_index if voter == core.node_id else core.progress[voter].match_index
+            [
+                core.durable_index if voter == core.node_id else core.progress[voter].match_index
+                for voter in core.configuration.voters
+            ]
         )
         if index > core.commit_index:
             core.commit(index)

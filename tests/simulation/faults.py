@@ -273,7 +273,7 @@ def draw_read_race(rng: random.Random) -> Scenario:
     small = rng.random() < 0.5  # who lags behind catches up slowly: one entry per round trip
     options = replace(
         scenario.options,
-        election_timeout_max_ms=rng.choice((160, 400, 400)),
+        election_timeout_max_ms=rng.choice((160, 200, 400)),
         max_append_bytes=1 if small else 1 << 20,
         max_probe_bytes=1 if small else 1 << 16,
         max_inflight_bytes=1 << 20,

@@ -102,7 +102,7 @@ class Races:
         """The process stands still in mid-turn, after it has looked at the clock; what clients ask meanwhile
         is in time for that turn. Then it goes on, hears of its successor, or gives way to somebody whose
         acknowledgement it was waiting for: slow reads are left for that next turn."""
-        stall_ms = self.rng.uniform(1.05, 1.5) * self.simulation.scenario.options.election_timeout_min_ms
+        stall_ms = self.rng.uniform(1.2, 1.8) * self.simulation.scenario.options.election_timeout_min_ms
         self.next_turn = self.rng.choice((GOES_ON, HEARS_OF_SUCCESSOR, GIVES_WAY, GIVES_WAY))
         if self.next_turn == GIVES_WAY:
             self._write(old)

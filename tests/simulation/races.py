@@ -18,8 +18,9 @@ from raft.core.state import Role
 from tests.simulation.workload import is_unexecuted, is_unknown
 
 if TYPE_CHECKING:
+    from tests.simulation.hosts import Host
     from tests.simulation.network import Link
-    from tests.simulation.simulation import Host, Simulation
+    from tests.simulation.simulation import Simulation
 
 MOST_READS = 16  # that wait at one node
 GOES_ON, HEARS_OF_SUCCESSOR, GIVES_WAY = "goes on", "hears of its successor", "gives way"

@@ -132,6 +132,7 @@ NAMES = (
     *(b"KEYS", b"SCAN", b"DBSIZE", b"ONCE", b"PING", b"ECHO", b"NOSUCH", b"", b"COMMAND", b"~TERM", b"RAFT"),
     *(b"TTL", b"APPEND", b"STRLEN", b"FOLLOWER", b"SELECT", b"GETEX", b"INCRBY", b"FLUSHALL"),
 )
+PLAIN = ((b"GET", b"a"), (b"set", b"a", b"1"), (b"INCR", b"a"), (b"APPEND", b"k", b"x"), (b"MGET", b"k"))
 STATEFUL = (
     *((b"MULTI",), (b"EXEC",), (b"DISCARD",), (b"WATCH", b"a"), (b"UNWATCH",), (b"HELLO", b"3")),
     *((b"HELLO", b"2"), (b"RESET",), (b"SUBSCRIBE", b"turns"), (b"UNSUBSCRIBE",), (b"PSUBSCRIBE", b"*")),
@@ -141,8 +142,12 @@ STATEFUL = (
 
 def a_request(rng: random.Random) -> bytes:
     kind = rng.random()
+    if kind < 0.07:
+        return resp(*rng.choice(STATEFUL if rng.random() < 0.2 else STATEFUL[:-2]))
     if kind < 0.12:
-        return resp(*rng.choice(STATEFUL[:-2] if rng.random() < 0.9 else STATEFUL))
+        return resp(b"RESET")  # else most of a client's life would be spent subscribed
+    if kind > 0.5 and kind < 0.9:
+        return resp(*rng.choice(PLAIN))
     words = [rng.choice(NAMES), *(rng.choice(WORDS) for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 2, 3, 4))))]
     if kind < 0.16:
         return b" ".join(words) + rng.choice((b"\r\n", b"\n"))

@@ -281,9 +281,11 @@ def draw_read_race(rng: random.Random) -> Scenario:
         lease_reads=rng.random() < 0.65,
     )
     voters = tuple(range(1, rng.choice((2, 3, 3, 3, 3, 4, 5)) + 1))
+    learners = (len(voters) + 1,) if rng.random() < 0.5 else ()
+    nodes = (*voters, *learners)
     return replace(
         scenario,
-        configuration=Configuration(voters),
+        configuration=Configuration(voters, learners),
         spares=(),
         changes=None,
         load_every_ms=0.0,
@@ -293,8 +295,8 @@ def draw_read_race(rng: random.Random) -> Scenario:
         service=replace(scenario.service, policy=policy_of(5000)),
         followers=1,
         mongodb=False,
-        clock_rates={node: 1 + rng.uniform(-0.045, 0.045) for node in voters},
-        clock_starts={node: rng.uniform(0, 1e6) for node in voters},
+        clock_rates={node: 1 + rng.uniform(-0.045, 0.045) for node in nodes},
+        clock_starts={node: rng.uniform(0, 1e6) for node in nodes},
         clients=1,
         client_every_ms=30.0,
         isolate_leader=True,

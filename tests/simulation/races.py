@@ -38,6 +38,7 @@ class Races:
         self.old: Host | None = None
         self.cut: set[Link] = set()
         self.cut_at_answer = False  # the leader is cut off as soon as it has acknowledged the next write
+        self.companion: int | None = None  # is cut off together with the old leader, and asks it
         self.next_turn = ""  # what the old leader does after it has stopped in mid-turn
         self.writing: set[int] = set()  # nodes that have a write of the race
 
@@ -51,12 +52,12 @@ class Races:
         if state.commit_index < state.term_first_index:
             return ""
         kinds = [self._depose]
-        if len(simulation.hosts) > 2:
+        if len(simulation.scenario.configuration.voters) > 2:
             kinds += [self._depose, self._leave_behind, self._leave_behind, self._hand_over]
             if simulation.scenario.options.lease_reads:
                 kinds += [self._stop, self._stop]
         self.old, self.rng = old, random.Random(rng.random())
-        self.cut_at_answer, self.next_turn = False, ""
+        self.cut_at_answer, self.next_turn, self.companion = False, "", None
         self.writing.clear()
         self.until = now + 1.6 * simulation.scenario.options.election_timeout_min_ms + 100
         told = rng.choice(kinds)(old)
@@ -73,7 +74,7 @@ class Races:
         """Only as many as must be get the next entries; then the leader is gone. Who leads next needs the
         others' word, and does not know yet what was committed."""
         me = old.node.node_id
-        others = [node_id for node_id in self.simulation.hosts if node_id != me]
+        others = [node_id for node_id in self.simulation.scenario.configuration.voters if node_id != me]
         behind = self.rng.sample(others, (len(others) + 1) // 2 if len(others) != 3 else 1)
         self._block({(me, node_id) for node_id in behind})
         self.simulation.at(self.simulation.now + self.rng.uniform(5, 40), self._await_answer)
@@ -135,12 +136,23 @@ class Races:
             self._block({(other, old.node.node_id) for other in self.simulation.hosts})
 
     def _cut_off(self, old: Host) -> None:
+        """Alone, or with a companion: what the leader confirms to that one rests on nobody's second look."""
         me = old.node.node_id
-        others = [node_id for node_id in self.simulation.hosts if node_id != me]
         self.cut_at_answer = False
         self._heal()
-        self._block({(me, other) for other in others} | {(other, me) for other in others})
+        self.companion = self._draw_companion(me)
+        inside = {me, self.companion}
+        outside = [node_id for node_id in self.simulation.hosts if node_id not in inside]
+        pairs = {(a, b) for a in inside if a is not None for b in outside}
+        self._block(pairs | {(b, a) for a, b in pairs})
         self._suspect_soon(old)
+
+    def _draw_companion(self, me: int) -> int | None:
+        """One whom the successor does not need."""
+        configuration = self.simulation.scenario.configuration
+        voters = configuration.voters if len(configuration.voters) > 4 else ()
+        spare = [node_id for node_id in (*configuration.learners, *voters) if node_id != me]
+        return self.rng.choice(spare) if spare and self.rng.random() < 0.7 else None
 
     def _suspect_soon(self, old: Host) -> None:
         """Their connections to the leader break as well: nobody waits longer than he must."""
@@ -218,7 +230,8 @@ class Races:
     def _read_everywhere(self) -> None:
         newest = self._newest_leader()
         for host in self.simulation.hosts.values():
-            if host.node.role is Role.LEADER and host is not newest:
+            is_companion = host.up and host.node.node_id == self.companion
+            if is_companion or (host.node.role is Role.LEADER and host is not newest):
                 self._read(host)
 
     def _read(self, host: Host) -> None:

@@ -132,7 +132,7 @@ def run_target(name: str, runs: int, seed: int, *, guided: bool, directory: Path
     if guided:
         import atheris
 
-        with atheris.instrument_imports(include=["raft", "ledger", "cli", "database"]):
+        with atheris.instrument_imports(include=["raft", "ledger", "cli", "database", "web"]):
             from tests.fuzz.registry import TARGETS
     else:
         from tests.fuzz.registry import TARGETS

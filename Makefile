@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos fuzz mutants
+.PHONY: help setup run test check bench sim chaos fuzz fuzz-live mutants
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## virtual environment in .venv with everything that pip can bring
 
@@ -51,6 +51,9 @@ RUNS ?= 1000000
 TARGET ?= all
 fuzz: setup  ## every decoder with RUNS=1000000 inputs, guided by coverage (TARGET=all SEED=1)
 	$(BIN)/python -m tests.fuzz $(TARGET) --runs $(RUNS) --seed $(or $(SEED),1)
+
+fuzz-live: setup  ## strangers at all ports of a cluster under load, for MINUTES=5
+	$(BIN)/python -m tests.fuzz live --minutes $(MINUTES)
 
 mutants: setup  ## each catalogued bug put back: the suite must go red
 	$(BIN)/python -m tests.mutants.run

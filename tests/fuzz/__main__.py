@@ -1,5 +1,6 @@
 """`python -m tests.fuzz TARGET[,TARGET]|all --runs 1000000 [--guided 200000] [--seed N]`: every input of a
-target in processes of its own, the first of them guided by coverage.
+target in processes of its own, the first of them guided by coverage. `python -m tests.fuzz live --minutes 5`:
+strangers at the ports of a real cluster under load.
 
 Ends with 1 if anything was found; the inputs are then in tests/fuzz/crashes-TARGET/.
 """
@@ -24,12 +25,18 @@ _SAYS_EVERY_S = 30.0  # where the output is no terminal
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("target", help="targets' names, or all")
+    parser.add_argument("target", help="targets' names, all, or live")
     parser.add_argument("--runs", type=int, default=1_000_000, help="inputs per target")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--guided", type=int, default=200_000, help="how many of them by coverage (slower)")
+    parser.add_argument("--minutes", type=float, default=5, help="of live")
+    parser.add_argument("--max-clients", type=int, default=2000, help="of a node under live")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.target == "live":
+        from tests.fuzz.live import run_for
+
+        return run_for(options.minutes, options.max_clients)
     if options.child:
         run_target(
             options.target, options.runs, options.seed, guided=options.guided > 0, directory=options.child

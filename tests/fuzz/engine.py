@@ -188,7 +188,8 @@ def _unguided(session: Session, seed: int, corpus: Path) -> None:
     seeds = list(session.target.seeds())
     for each in seeds[: session.runs]:
         session.one(each)
-    found = [path.read_bytes() for path in sorted(corpus.iterdir())]
+    longest = max(map(len, seeds), default=0)  # guidance finds longer ones, too: slow, and nothing new
+    found = [path.read_bytes() for path in sorted(corpus.iterdir()) if path.stat().st_size <= longest]
     rng.shuffle(found)
     sources = (seeds, found[:_KEPT_SEEDS] or seeds)
     while not session.finished:

@@ -115,6 +115,10 @@ class Watch:
         """Most descriptors from now on."""
         self.most_fds = 0
 
+    def more_fds(self) -> int:
+        """The fewest that any node has more than before."""
+        return min(descriptors(self._cluster, node) - self.fds[node] for node in self._cluster.ids)
+
     def look(self) -> None:
         for node in self._cluster.ids:
             self.most_fds = max(self.most_fds, descriptors(self._cluster, node) - self.fds[node])
@@ -272,11 +276,11 @@ class Siege:
         """Connections that never finish: as many as there may be, and a few more that are refused."""
         watch.begin()
         with strangers(Plan(ports, threads=0, crowd=self._max_clients), self.counts):
+            eventually(lambda: watch.more_fds() > 0.8 * self._max_clients, 180, "the crowd has come in")
             for _ in loads.phase(seconds):
                 watch.look()
             self._undisturbed("crowd", control, loads.phase_s())
         self._keep("crowd: more descriptors", watch.most_fds)
-        assert self.counts["crowd client"] > 0.8 * self._max_clients, "not so many came in"
         assert watch.most_fds <= self._max_clients + 60 + 128, "descriptors"
         for node in cluster.ids:  # a new client is served again as soon as they are gone
             with contextlib.closing(redis.Redis(port=cluster.client_ports[node], socket_timeout=5)) as new:

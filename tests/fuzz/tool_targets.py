@@ -447,29 +447,20 @@ def _uri_seeds() -> Iterator[bytes]:
 for _name in ("cli.crew", "cli.follower", "pymongo"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 
+_slow = {"bytes_per_byte": 2000, "suite_inputs": 60}  # hundreds a second
+
 TARGETS = (
-    Target("link", link, (LinkLost,), _link_seeds, max_bytes=1024, bytes_per_byte=2000),
-    Target("follower", follower, (), _follower_seeds, max_bytes=2048, bytes_per_byte=2000),
+    Target("link", link, (LinkLost,), _link_seeds, max_bytes=1024, **_slow),
+    Target("follower", follower, (), _follower_seeds, max_bytes=2048, **_slow),
+    Target("backup-source", backup_source, (BackupError, LinkLost), _backup_seeds, max_bytes=1024, **_slow),
+    Target("status", status, (), _status_seeds, max_bytes=1500, **_slow),
+    Target("ask", ask, (), _ask_seeds, max_bytes=512, **_slow),
+    Target("backup-file", backup_file, (RestoreError,), _backup_file_seeds, max_bytes=2048, **_slow),
     Target(
-        "backup-source",
-        backup_source,
-        (BackupError, LinkLost),
-        _backup_seeds,
+        *("data-directory", data_directory, (StorageError,), _directory_seeds),
         max_bytes=1024,
-        bytes_per_byte=2000,
-    ),
-    Target("status", status, (), _status_seeds, max_bytes=1500, bytes_per_byte=2000),
-    Target("ask", ask, (), _ask_seeds, max_bytes=512, bytes_per_byte=2000),
-    Target(
-        "backup-file", backup_file, (RestoreError,), _backup_file_seeds, max_bytes=2048, bytes_per_byte=1000
-    ),
-    Target(
-        "data-directory",
-        data_directory,
-        (StorageError,),
-        _directory_seeds,
-        max_bytes=1024,
-        bytes_per_byte=1000,
+        few_bytes=8 << 20,  # it reads files in pieces of 1 MiB
+        **_slow,
     ),
     Target("names", names, (), _name_seeds, max_bytes=64),
     Target("arguments", arguments, (), _argument_seeds, max_bytes=256, bytes_per_byte=5000),

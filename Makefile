@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos fuzz fuzz-live mutants
+.PHONY: help setup run test check bench sim chaos chaos-mixes fuzz fuzz-live mutants model
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## virtual environment in .venv with everything that pip can bring
 
@@ -38,14 +38,19 @@ bench:  ## load test (arrives with a later release)
 	@echo "make bench: not there yet, the load test arrives with a later release" >&2; exit 1
 
 SEEDS ?= 20000
-sim: setup  ## simulation of the consensus core: SEEDS=20000 schedules of faults, from FIRST=0 on
-	$(BIN)/python -m tests.simulation --first $(or $(FIRST),0) --seeds $(SEEDS)
+FIRST ?= 0
+sim: setup  ## simulated clusters: SEEDS=20000 schedules of faults from FIRST=0 on, on all cores (JOBS= JSON=file)
+	$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS) $(if $(JOBS),--jobs $(JOBS)) $(if $(JSON),--json $(JSON))
 
 MINUTES ?= 5
 NODES ?= 3
 FAULTS ?= all
 chaos: setup  ## faults on a running cluster: MINUTES=5 NODES=3 FAULTS=all SEED= (root: network namespaces, full disks)
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+
+MIXES ?= all
+chaos-mixes: setup  ## every mix of faults, one after the other: MINUTES=30 MIXES=all OUT=chaos-mixes SEED= (root)
+	$(BIN)/python -m tests.chaos --mixes $(MIXES) --minutes $(MINUTES) --out $(or $(OUT),chaos-mixes) $(if $(SEED),--seed $(SEED))
 
 RUNS ?= 1000000
 TARGET ?= all
@@ -57,3 +62,6 @@ fuzz-live: setup  ## strangers at all ports of a cluster under load, for MINUTES
 
 mutants: setup  ## each catalogued bug put back: the suite must go red
 	$(BIN)/python -m tests.mutants.run
+
+model: setup  ## exhaustive search of small scopes of the consensus core (SCOPES=… JOBS=1)
+	$(BIN)/python -m tests.model $(SCOPES) --jobs $(or $(JOBS),1)

@@ -108,6 +108,11 @@ def to_table(cluster: ClusterReport) -> Table:
         else f"NO LEADER: {escape(cluster.problem or '')}"
     )
     lost = [f"node {each.member.id}: {escape(each.problem)}" for each in cluster.nodes if each.problem]
+    lost += [
+        f"node {each.member.id} gives no vote: its log lacks entries from {each.info['recovering_from']} on"
+        for each in cluster.nodes
+        if each.number("recovering_from")
+    ]
     table = Table(
         title="super node",
         caption="\n".join([verdict, *lost]),

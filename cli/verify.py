@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from raft.storage import hard_state, identity, segments, snapshot_format
+from raft.storage import hard_state, identity, lost_entries, segments, snapshot_format
 from raft.storage.disk import Disk
 from raft.storage.errors import (
     CorruptFileError,
@@ -39,7 +39,8 @@ Advance = Callable[[int], None]  # so many more bytes are done
 
 
 class FileReport(msgspec.Struct, frozen=True):
-    """One file. what: identity, hard state, log or snapshot; content: for people; problem: None if sound."""
+    """One file. what: identity, hard state, lost entries, log or snapshot; content: for people; problem: None
+    if sound."""
 
     file: str
     what: str
@@ -160,7 +161,8 @@ def _data_files(directory: Path) -> list[str]:
         )
     logs = sorted(name for name in names if segments.first_index_of(name) is not None)
     snapshots = sorted(name for name in names if snapshot_format.index_of(name) is not None)
-    found = [name for name in (identity.NAME, hard_state.NAME) if name in names] + snapshots + logs
+    small = (identity.NAME, hard_state.NAME, lost_entries.NAME)
+    found = [name for name in small if name in names] + snapshots + logs
     if not found:
         raise StorageError(f"{directory}: there is no node's data in this directory")
     return found
@@ -189,6 +191,9 @@ def _start(directory: Path) -> tuple[str | None, list[str], identity.Identity | 
     except (StorageError, OSError) as error:
         return str(error), [], who
     notes = [note for note in (node.log.torn_tail,) if note is not None]
+    if node.lost_entries is not None:
+        first = node.lost_entries.from_index
+        notes.append(f"acknowledged entries from {first} on are lost: no vote before they are here again")
     node.close()
     return None, notes, who
 
@@ -202,6 +207,8 @@ def _check(directory: Path, name: str, advance: Advance) -> FileReport:
         what, check = "identity", _check_identity
     elif name == hard_state.NAME:
         what, check = "hard state", _check_hard_state
+    elif name == lost_entries.NAME:
+        what, check = "lost entries", _check_lost_entries
     elif snapshot_format.index_of(name) is not None:
         what, check = "snapshot", _check_snapshot
     try:
@@ -225,6 +232,13 @@ def _check_hard_state(path: Path, advance: Advance) -> str:
     advance(len(content))
     state = hard_state.decode_hard_state(content, path)
     return f"term {state.term}, vote {'none' if state.voted_for is None else state.voted_for}"
+
+
+def _check_lost_entries(path: Path, advance: Advance) -> str:
+    content = path.read_bytes()
+    advance(len(content))
+    lost = lost_entries.decode_lost_entries(content, path)
+    return f"from entry {lost.from_index} on, in term {lost.term}"
 
 
 def _check_snapshot(path: Path, advance: Advance) -> str:

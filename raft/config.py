@@ -152,6 +152,7 @@ class StorageSettings(Section, frozen=True):
     fsync: bool = True
     segment_bytes: SegmentBytes = 16 << 20
     snapshot_every_entries: Count = 200_000
+    repair: bool = True
 
     def node_dir(self, node_id: int) -> Path:
         """The directory that belongs to node `node_id` alone."""

@@ -47,6 +47,7 @@ from raft.transport.node_messages import Ping
 
 log = logging.getLogger(__name__)
 
+_NEVER = float("inf")
 JOIN_S = 5.0
 CLIENTS_S = 2.0  # how long a stopping node goes on answering what it has taken
 HURRY_S = 0.2  # the same when its disk hangs
@@ -80,7 +81,7 @@ class RaftNode:
         self._threads: list[threading.Thread] = []
         self._parts: Parts | None = None
         self._election_moved = threading.Event()
-        self._election_deadline_ms = self._heartbeat_due_ms = float("inf")
+        self._election_deadline_ms = self._heartbeat_due_ms = self._election_wakes_ms = _NEVER
         self._worker_ident: int | None = None
         self._board: StatusBoard | None = None
         self._last_vote_request: RequestVote | None = None
@@ -195,7 +196,11 @@ class RaftNode:
         longest_ms = self.settings.raft.election_timeout_ms[1]
         watch = DiskWatch(self._disk.calls, self._worker.disk_wait, limit_ms(longest_ms))
         while not self._stopping.is_set():
-            remaining_ms = self._election_deadline_ms - self._clock.monotonic_ms()
+            now = self._clock.monotonic_ms()
+            self._election_wakes_ms = (
+                now + watch.interval_ms
+            )  # before the deadline is read: a nearer one wakes
+            remaining_ms = self._election_deadline_ms - now
             if remaining_ms <= 0:
                 self.start_election()
                 remaining_ms = float(self.settings.raft.heartbeat_interval_ms)  # the worker sets a new one
@@ -321,14 +326,17 @@ class RaftNode:
         self.publish_status()
 
     def reset_election_timeout(self) -> None:
-        """Publish the core's deadlines to the election thread, woken only if its own came nearer, and to the
-        heartbeat thread."""
-        state, leads = self._core.state, self._core.state.role is Role.LEADER
-        deadline = float("inf") if leads else state.election_deadline_ms
-        self._heartbeat_due_ms = state.heartbeat_due_ms if leads else float("inf")
-        nearer = deadline < self._election_deadline_ms
-        self._election_deadline_ms = deadline
-        if nearer:
+        """Publish the core's deadlines to the election thread, woken only if it would sleep too long, and to
+        the heartbeat thread."""
+        state = self._core.state
+        if state.role is Role.LEADER:
+            self._election_deadline_ms, self._heartbeat_due_ms = _NEVER, state.heartbeat_due_ms
+            return
+        self._heartbeat_due_ms = _NEVER
+        # Each message of the leader sets a new time, often an earlier one: to wake the thread whenever it is
+        # took a follower 5 % of its time. First the deadline, then the look: see watch_elections.
+        self._election_deadline_ms = deadline = state.election_deadline_ms
+        if deadline < self._election_wakes_ms and not self._election_moved.is_set():
             self._election_moved.set()
 
     def send_request_vote_request(self, raft_member: int, request: RequestVote | None = None) -> None:
@@ -339,18 +347,11 @@ class RaftNode:
             self._network.queue(raft_member, request)
 
     def handle_append_entries_message(self, sender: int, request: AppendEntries) -> None:
-        """From the network. The connection proves who sent it: leader_id must say the same."""
+        """handle_append_entries, on the worker, with the message as it came from the network: not taken apart
+        and built again. The connection proves who sent it: leader_id must say the same."""
         if request.leader_id != sender:
             raise ProtocolViolation(f"AppendEntries in the name of {request.leader_id}")
-        self.handle_append_entries(
-            request.leader_id,
-            request.entries,
-            request.leader_commit,
-            term=request.term,
-            prev_log_index=request.prev_log_index,
-            prev_log_term=request.prev_log_term,
-            round=request.round,
-        )
+        self._core.receive(sender, request, self._worker.now)
 
     def handle_request_vote_message(self, sender: int, request: RequestVote) -> None:
         """From the network. The connection proves who sent it: candidate_id must say the same."""
@@ -405,10 +406,11 @@ class RaftNode:
         status = self.status()
         return tuple(n for n in (*status.voters, *status.learners) if n != self.node_id)
 
-    def publish_status(self) -> None:
-        """Replace the snapshot if anything in it changed. Worker only, once start() has returned."""
+    def publish_status(self) -> float:
+        """Replace the snapshot if anything in it changed; see StatusBoard.publish. Worker only, once start()
+        has returned."""
         assert self._board is not None, "start() makes it"
-        self._board.publish()
+        return self._board.publish(self._worker.now)
 
 
 def raft_node_worker(raft_node: RaftNode) -> None:

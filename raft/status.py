@@ -36,6 +36,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_log_index: int
     first_log_index: int  # oldest entry still in the log
     snapshot_index: int = 0  # last entry that the newest snapshot covers
+    recovering_from: int = 0  # acknowledged entries from here on are lost: no vote until healed
     last_digest_index: int = 0  # the last entry after which a majority had this node's digest
 
     members: tuple[Member, ...]  # everybody's addresses, this node included

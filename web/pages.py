@@ -2,7 +2,8 @@
 
 /status         JSON: this node as its worker last saw it
 /health/live    200 while the process works; a monitor that gets nothing, or 503, starts it again
-/health/ready   200 while this node knows of a leader (as the leader: has a quorum), else 503 with the reason
+/health/ready   200 while this node knows of a leader (as the leader: has a quorum) and may vote, else 503
+                with the reason
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def why_not_ready(status: NodeStatus) -> str | None:
         return f"node {status.node_id} knows of no leader in term {status.term}"
     if not status.has_quorum:
         return f"node {status.node_id} leads term {status.term}, but no quorum answers it"
+    if status.recovering_from:
+        return f"node {status.node_id} gives no vote: its log lacks entries from {status.recovering_from} on"
     return None
 
 

@@ -70,6 +70,25 @@ class Batch:
         if not remaining:
             self._on_done(answers)  # type: ignore[arg-type]  # no slot is None any more
 
+    def answer_run(self, start: int, stop: int, replies: list[Reply], at: int) -> None:
+        """Answers operations[start:stop] with replies[at:], as answer() one by one."""
+        answers, protocol, data = self._answers, self.protocol, b""
+        for slot, _ in self.operations[start:stop]:
+            reply = replies[at]
+            at += 1
+            if reply is OK:
+                data = OK_BYTES
+            else:
+                data = encode_reply(reply, protocol)
+                if len(data) > _LARGE:
+                    data = self._within(data)
+            if answers[slot] is not None:
+                raise _answered_twice(slot)
+            answers[slot] = data
+        self.remaining = remaining = self.remaining - (stop - start)
+        if not remaining:
+            self._on_done(answers)  # type: ignore[arg-type]  # no slot is None any more
+
     def _within(self, data: bytes) -> bytes:
         """A large answer, or an error in its place: answers are held until the last of the batch is there."""
         if len(data) > self._room:

@@ -22,11 +22,13 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from raft.clients.requests import RequestParser
+from raft.syscalls import send
 
 if TYPE_CHECKING:
     from raft.clients.pubsub import Subscriptions
     from raft.clients.transactions import Queue
 
+LARGE_ANSWERS = 4 * 1024 * 1024  # bytes that one batch's answers should about stay below
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # output waiting for a client that asks faster than it reads
 MAX_PUSH_BYTES = 8 * 1024 * 1024  # the same for a subscriber, to whom more keeps coming
 
@@ -94,6 +96,26 @@ class Connection:
         self.watched: dict[bytes, int] = {}  # keys with the index after which they must not change
 
     @property
+    def idle(self) -> bool:
+        """Whether the next bytes begin a command that may be carried out at once, and plainly: no answers
+        wait, no transaction was begun, no subscription changes what may be said. Whatever else comes to
+        restrict a connection (a missing AUTH, say) belongs in here, too. Handler thread."""
+        return not (
+            self.busy
+            or self.backlog
+            or self._out
+            or not self.parser.empty
+            or self.queue is not None
+            or self.failure is not None
+            or self.closing
+            or self.channels
+            or self.patterns
+            # The long way has to find out how much it may take at a time.
+            or self.batch_limit < 2
+            or self.answered_bytes > LARGE_ANSWERS
+        )
+
+    @property
     def subscribed(self) -> bool:
         """Whether messages may be pushed to this client."""
         return bool(self.channels or self.patterns)
@@ -114,7 +136,7 @@ class Connection:
             if not self._out:
                 sent = self._send_now(data)
                 if sent == len(data):
-                    return
+                    return  # nearly always
                 data = data[sent:]
             self._out += data
             self._judge_output()
@@ -125,18 +147,18 @@ class Connection:
         """Sends what waits, as far as the socket takes it. Handler thread, when it became writable."""
         with self._lock:
             while self._out and self.failure is None:
-                with memoryview(self._out) as view, view[: 1 << 20] as piece:
-                    sent = self._send_now(piece)
+                sent = self._send_now(bytes(self._out[: 1 << 20]))
                 del self._out[:sent]
                 if sent == 0:
                     break
 
-    def _send_now(self, data: bytes | memoryview) -> int:
+    def _send_now(self, data: bytes) -> int:
         """How many bytes went; goes on until the socket is full, so that epoll will tell when it is not."""
         total = 0
         try:
+            total = send(self.sock, data)
             while total < len(data):
-                total += self.sock.send(data[total:] if total else data)
+                total += send(self.sock, data[total:])
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
@@ -156,7 +178,7 @@ class Connection:
         handler goes on itself, or it is poked. Both is harmless. The order of the last two statements must
         not change.
         """
-        data = b"".join(answers)
+        data = answers[0] if len(answers) == 1 else b"".join(answers)
         self.answered_bytes = len(data)
         self.send(data)
         self.busy = False

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 
 from raft.clients.batch import Batch
-from raft.clients.connection import Connection
+from raft.clients.connection import LARGE_ANSWERS, Connection
 from raft.clients.dispatch import (
     ALLOWED_WHILE_SUBSCRIBED,
     BARRIERS,
@@ -33,21 +33,21 @@ from raft.clients.pubsub import Subscriptions
 from raft.clients.requests import FastReader, RequestParser
 from raft.clients.resp import encode_reply
 from raft.clients.shared import Raw, ServerState
+from raft.clients.single import BUSY, submit_single
 from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
 from raft.machine.commands import SLOW_READS, CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
+from raft.syscalls import Buffer, receive, signal_eventfd
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 65536
 MAX_BATCH_COMMANDS = 1024
-_LARGE_ANSWERS = 4 * 1024 * 1024  # bytes that one batch's answers should about stay below
 _ROUNDS = 8  # reads or batches of one connection before others get their turn
 _MAX_NEWS = 100_000  # published messages that wait for this thread
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _NO_ROWS: dict[bytes, HotRow] = {}
-_BUSY = Error("BUSY too many requests are pending on this node, try again")
 
 OnFatal = Callable[[str, BaseException], None]
 _News = tuple[bytes, bytes]
@@ -88,6 +88,7 @@ class Handler:
         self._on_fatal = on_fatal
         self._connections: dict[int, Connection] = {}  # by file descriptor
         self._fast = FastReader()
+        self._buffer = Buffer(READ_BYTES)
         self._inbox: deque[Connection] = deque()  # new, or to be looked at
         self._news: deque[_News] = deque(maxlen=_MAX_NEWS + 1)
         self._signalled = False
@@ -143,7 +144,7 @@ class Handler:
         # Append first, then look at the flag; the thread clears the flag first and then empties its queues.
         if not self._signalled:
             self._signalled = True
-            os.eventfd_write(self._wake_fd, 1)
+            signal_eventfd(self._wake_fd)
 
     # Everything below runs on the thread itself.
 
@@ -187,7 +188,10 @@ class Handler:
                 self._register(connection)
             if connection.output_bytes:
                 connection.flush()
-            self._process(connection)
+            if connection.waiting and not self._stopping and connection.idle:
+                self._serve_single(connection)
+            else:
+                self._process(connection)
         except Exception:
             log.exception("%r: closed after an error in its handler", connection)
             self._close(connection)
@@ -223,25 +227,38 @@ class Handler:
             log.warning("%r: dropped: %s", connection, connection.failure)
             self._close(connection)
 
+    def _serve_single(self, connection: Connection) -> None:
+        """Reads once; the short way for what is one plain command, the long one for all else."""
+        data = self._receive(connection)
+        if data and not submit_single(connection, data, self._server):
+            connection.parser.feed(data)
+            self._process(connection)
+
     def _read(self, connection: Connection) -> bool:
         """Reads once. False when nothing was there (or the connection is closed now)."""
         if not connection.waiting:
             return False
+        data = self._receive(connection)
+        if data:
+            connection.parser.feed(data)
+        return bool(data)
+
+    def _receive(self, connection: Connection) -> bytes:
+        """What one read gives; nothing if nothing was there or the connection is closed now."""
         try:
-            data = connection.sock.recv(READ_BYTES)
+            size = receive(connection.sock, self._buffer)
         except (BlockingIOError, InterruptedError):
             connection.waiting = False
-            return False
+            return b""
         except OSError as error:
             log.debug("%r: reading failed: %s", connection, error.strerror)
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._close(connection)
-            return False
+            return b""
         # Less than asked for: the kernel has no more, and epoll will tell of what comes later.
-        connection.waiting = connection.hangup or len(data) == READ_BYTES
-        connection.parser.feed(data)
-        return True
+        connection.waiting = connection.hangup or size == READ_BYTES
+        return bytes(self._buffer.view[:size])
 
     def _execute(self, connection: Connection) -> None:
         """Answers or submits the backlog, up to the first command that must see everything before it done."""
@@ -249,17 +266,18 @@ class Handler:
         plan = _Plan(connection)
         answers, operations = plan.answers, plan.operations
         writes = 0
-        hot = (HOT if plan.hot else _NO_ROWS).get
+        hot, slot = (HOT if plan.hot else _NO_ROWS).get, 0
         for args in commands:
             row = hot(args[0])
             if row is not None and row[0] <= len(args) <= row[1]:
-                operations.append((len(answers), args))
+                operations.append((slot, args))
                 answers.append(None)
                 writes += row[2]
+                slot += 1
             elif self._plan(connection, plan, args):
                 break
             else:
-                hot = (HOT if plan.hot else _NO_ROWS).get
+                hot, slot = (HOT if plan.hot else _NO_ROWS).get, len(answers)
         done = len(answers)
         connection.last_s = time.monotonic()
         connection.last_command = commands[done - 1][0] if done else commands[0][0]
@@ -346,7 +364,7 @@ class Handler:
             connection.waiting = True
         connection.busy = True  # before submit: the answer may come before submit returns
         if not self._server.backend.submit(batch):
-            batch.fail(_BUSY)
+            batch.fail(BUSY)
 
     def _deliver_news(self) -> None:
         if len(self._news) > _MAX_NEWS:
@@ -392,9 +410,9 @@ def _take_batch(connection: Connection) -> list[list[bytes]]:
     Output is held back only between batches, so a client that does not read costs the answers of one batch.
     """
     limit, size = connection.batch_limit, connection.answered_bytes
-    if size > _LARGE_ANSWERS:
+    if size > LARGE_ANSWERS:
         connection.answered_bytes = 0  # judged; no batch is under way now
-        limit = max(1, connection.batch_size * _LARGE_ANSWERS // size)
+        limit = max(1, connection.batch_size * LARGE_ANSWERS // size)
     commands = connection.parser.take(limit)
     connection.batch_size = len(commands)
     connection.batch_limit = min(limit * 2, MAX_BATCH_COMMANDS) if len(commands) == limit else limit

@@ -99,6 +99,7 @@ def _raft(status: NodeStatus, _server: ServerState) -> _Fields:
         "raft_last_log_index": status.last_log_index,
         "raft_first_log_index": status.first_log_index,
         "raft_snapshot_index": status.snapshot_index,
+        "raft_recovering": int(status.recovering_from > 0),
         "raft_last_digest_index": status.last_digest_index,
         "raft_voters": len(status.voters),
         "raft_learners": len(status.learners),

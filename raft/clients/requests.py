@@ -51,6 +51,11 @@ class RequestParser:
         return self._size
 
     @property
+    def empty(self) -> bool:
+        """Whether what is fed next begins a new command."""
+        return not self._size and self.error is None
+
+    @property
     def ready(self) -> bool:
         """Whether take() or error may have something new without more input."""
         return self.error is not None or (self._size > 0 and self._size >= self._missing)
@@ -170,6 +175,12 @@ class FastReader:
 
 def _encoded(args: list[bytes]) -> bytes:
     """A command as an array of bulk strings."""
+    if len(args) == 3:  # SET: a third of the time of the line below
+        first, second, third = args
+        return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            *(len(first), first, len(second), second),
+            *(len(third), third),
+        )
     return b"*%d\r\n" % len(args) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in args])
 
 

@@ -16,6 +16,9 @@ from raft.status import NodeStatus
 REDIS_VERSION = "7.2.0"  # the Redis whose behaviour clients may rely on
 
 
+SINGLE_BYTES = 8192  # a longer command goes the long way, which costs it little more: raft/clients/single.py
+
+
 class Backend(Protocol):
     """The node, as its clients' threads see it. Both methods may be called by any handler thread."""
 
@@ -43,6 +46,7 @@ class ServerState:
         self.settings = settings
         self.connections: dict[int, Connection] = {}  # by Connection.number
         self.numbers = itertools.count(1)
+        self.single_bytes = min(SINGLE_BYTES, settings.limits.max_request_bytes)
         self.host = ""
         self.port = 0  # 0: not listening
         self.started_s = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import threading
 import time
 
 from raft.clients.connection import Connection
@@ -35,7 +36,8 @@ def _ids(numbers: tuple[int, ...]) -> str:
 
 
 def _raft_info(_connection: Connection, _args: list[bytes], server: ServerState) -> Reply:
-    """RAFT INFO. leader_id and voted_for are 0 for none; lists are separated by commas."""
+    """RAFT INFO. leader_id and voted_for are 0 for none; lists are separated by commas. threads: the names of
+    all that live in this process, so that a missing one shows."""
     status = server.backend.status()
     fields: dict[str, object] = {
         "node_id": status.node_id,
@@ -50,6 +52,8 @@ def _raft_info(_connection: Connection, _args: list[bytes], server: ServerState)
         "last_log_index": status.last_log_index,
         "first_log_index": status.first_log_index,
         "snapshot_index": status.snapshot_index,
+        "recovering": int(status.recovering_from > 0),
+        "recovering_from": status.recovering_from,
         "last_digest_index": status.last_digest_index,
         "voters": _ids(status.voters),
         "learners": _ids(status.learners),
@@ -59,6 +63,7 @@ def _raft_info(_connection: Connection, _args: list[bytes], server: ServerState)
         "uptime_s": status.uptime_s(time.monotonic()),
         "version": status.version,
         "run_id": status.run_id,
+        "threads": ",".join(sorted(thread.name for thread in threading.enumerate())),
     }
     fields.update({f"match_{peer}": index for peer, index in status.match})
     return lines(fields)

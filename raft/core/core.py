@@ -20,10 +20,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from raft.core import election, reads, reconfiguration, replication, snapshots, transfer
-from raft.core.effects import Effects, HardState
+from raft.core import election, reads, reconfiguration, recovery, replication, snapshots, transfer
+from raft.core.effects import Effects, HardState, LostEntries
 from raft.core.entry import Entry, EntryKind
-from raft.core.invariants import ProtocolViolation, require
+from raft.core.invariants import InvariantViolation, ProtocolViolation, require
 from raft.core.log import LogReader
 from raft.core.membership import Configuration
 from raft.core.messages import (
@@ -62,13 +62,16 @@ class RaftCore:
         identity: str = "",
         snapshot_index: int = 0,
         later_configurations: Sequence[Entry] = (),
+        lost: LostEntries | None = None,
     ) -> None:
         """hard_state and reader: what the disk holds. rng: this node's own, seeded differently from others'.
         now: monotonic ms. identity: the name of this node's data directory.
 
         snapshot_index: the last entry that the machine's snapshot covers (0: there is none). configuration:
         the one in force there. later_configurations: the log's CONFIGURATION entries, oldest first: what was
-        appended counts again after a restart (thesis 4.1)."""
+        appended counts again after a restart (thesis 4.1).
+
+        lost: what the disk has lost of this log, until effects.healed (raft/core/recovery.py)."""
         stored = hard_state or HardState()
         require(reader.term(reader.last_index) <= stored.term, "the log is ahead of the stored term")
         self.state = CoreState(
@@ -77,6 +80,9 @@ class RaftCore:
             snapshot_index=snapshot_index,
             later_configurations=later_configurations,
         )
+        if lost is not None:
+            require(lost.term <= stored.term, "entries were lost in a term ahead of the stored one")
+            recovery.begin(self.state, lost)
 
     # --- events ---------------------------------------------------------------------------------------
 
@@ -180,11 +186,38 @@ class RaftCore:
             if state.broadcast_index < state.log.last_index:
                 replication.broadcast_append_entries(state, heartbeat=bool(state.reads))
             reads.advance_reads(state)
-            transfer.advance_transfer(state)
+            if state.transfer_target is not None:
+                transfer.advance_transfer(state)
             reconfiguration.advance_configuration(state)
+        elif state.recovering is not None:
+            recovery.advance(state)
         effects, state.effects = state.effects, Effects()
         effects.log = state.log.take_operations()
         return effects
+
+    def at_rest(self) -> bool:
+        """Leader: whether take_effects() would find nothing, but what time brings. Else False."""
+        state, effects = self.state, self.state.effects
+        return not (
+            state.role is not Role.LEADER
+            or state.reads
+            or state.early_reads
+            or state.transfer_target is not None
+            or state.departing
+            or state.configuration.promote
+            or state.broadcast_index < state.log.last_index
+            or effects.early_messages
+            or effects.messages
+            or effects.hard_state is not None
+            or effects.healed
+            or effects.committed is not None
+            or effects.role_changed
+            or effects.configuration_changed
+            or effects.snapshots_wanted
+            or effects.reads_failed
+            or effects.reads_ready
+            or effects.news
+        )
 
     def next_deadline_ms(self) -> float:
         """When tick() has something to do at the latest."""
@@ -199,6 +232,8 @@ class RaftCore:
         return reads.lease_until_ms(self.state)
 
     def _at(self, now: float) -> CoreState:
-        require(now >= self.state.now, f"time went back from {self.state.now} to {now}")
-        self.state.now = now
-        return self.state
+        state = self.state
+        if now < state.now:  # no require(): every event comes here, its text would be made each time
+            raise InvariantViolation(f"time went back from {state.now} to {now}")
+        state.now = now
+        return state

@@ -5,12 +5,14 @@ from __future__ import annotations
 from raft.core.entry import Entry, EntryKind
 from raft.core.membership import Configuration
 from raft.core.messages import RequestVote, RequestVoteResponse
+from raft.core.recovery import complain
 from raft.core.replication import maybe_commit
 from raft.core.state import CoreState, Role
 
 
 def on_election_timeout(core: CoreState) -> None:
     """The election timeout passed without word from a leader (paper 5.2)."""
+    complain(core)
     if not may_campaign(core):
         if core.leader_id is not None or core.role is not Role.FOLLOWER:
             core.become_follower(core.term, None, f"leader {core.leader_id} is silent in term {core.term}")
@@ -22,7 +24,10 @@ def on_election_timeout(core: CoreState) -> None:
 def may_campaign(core: CoreState) -> bool:
     """Voters may; a learner never may. A voter that the newest configuration removes still may, while that is
     not known to be committed: perhaps nobody else has its entry, and then nobody can win against it (thesis
-    4.2.2). It does not count its own vote. All but the last two configurations are committed history."""
+    4.2.2). It does not count its own vote. All but the last two configurations are committed history. Who has
+    lost what it had acknowledged may not (raft/core/recovery.py)."""
+    if core.recovering is not None:
+        return False
     for _, configuration in reversed(core.configurations[-2:]):
         if core.node_id in configuration.voters:
             return may_vote_for_itself(core, configuration)
@@ -117,7 +122,11 @@ def keeps_its_promises(core: CoreState, request: RequestVote) -> bool:
     another. If neither has any, it votes only at a founding: as a founding voter, for a candidate that knows
     of no voter's recorded disk at all. (A log proves nothing: its leader may have died before it recorded
     anybody, and if nobody voted then there would never be another.)
+
+    It may not while it lacks entries that it had acknowledged (raft/core/recovery.py).
     """
+    if core.recovering is not None:
+        return False
     recorded = core.configuration.identity_of(core.node_id)
     if core.identity in (recorded, request.voter_identity):
         return True
@@ -183,6 +192,8 @@ def suspect_leader(core: CoreState, peer: int) -> None:
 
 def check_quorum(core: CoreState) -> None:
     """A leader that a majority has not answered for an election timeout steps down (thesis 6.2)."""
+    if core.quorum_is_near():
+        return
     silent_ms = core.now - core.quorum_contact_ms()
     if silent_ms >= core.options.election_timeout_max_ms:
         why = f"stepped down in term {core.term}: no quorum for {silent_ms:.0f} ms"

@@ -93,6 +93,8 @@ class RaftLog:
 
     def matches(self, index: int, term: int) -> bool:
         """Whether the log holds an entry with this index and term (paper 5.3, the consistency check)."""
+        if index == self.last_index:  # nearly always
+            return term == self.last_term
         return self.first_index - 1 <= index <= self.last_index and self.term(index) == term
 
     def is_up_to_date(self, last_log_index: int, last_log_term: int) -> bool:

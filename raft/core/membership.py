@@ -7,10 +7,13 @@ this module, so that no other place counts nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 from msgspec import structs
+
+Number = TypeVar("Number", int, float)
 
 
 class ConfigurationFormatError(ValueError):
@@ -54,9 +57,11 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True):
         """Whether these nodes hold a majority of the voters. Others, and repeats, do not count."""
         return len(set(nodes) & set(self.voters)) >= self.quorum()
 
-    def quorum_value(self, value_of: Callable[[int], int]) -> int:
-        """The largest value that a majority of the voters has reached (paper 5.3, 5.4: the commit rule)."""
-        return sorted((value_of(voter) for voter in self.voters), reverse=True)[self.quorum() - 1]
+    def quorum_value(self, values: list[Number]) -> Number:
+        """The largest value that a majority has reached (paper 5.3, 5.4: the commit rule). values: the
+        voters', one each, in any order; the list is sorted."""
+        values.sort()
+        return values[-(len(self.voters) // 2 + 1)]
 
     def has(self, node_id: int) -> bool:
         """Whether the node is a member, voter or learner."""

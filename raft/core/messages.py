@@ -74,19 +74,23 @@ class AppendEntriesResponse(msgspec.Struct, frozen=True, array_like=True, tag="a
 
 
 class ReadIndexRequest(msgspec.Struct, frozen=True, array_like=True, tag="ri", gc=False):
-    """A follower asks for a read index on behalf of its clients (thesis 6.4, last paragraph)."""
+    """A follower asks for a read index on behalf of its clients (thesis 6.4, last paragraph). log_end: it
+    only wants to know where the leader's log ends, at once (raft/core/recovery.py)."""
 
     term: int
     request_id: int
+    log_end: bool = False
 
 
 class ReadIndexResponse(msgspec.Struct, frozen=True, array_like=True, tag="rir", gc=False):
-    """The leader's answer: reads are linearizable once read_index is applied. ok False: not the leader."""
+    """The leader's answer: reads are linearizable once read_index is applied. ok False: not the leader.
+    last_index: of its log, if it was asked for log_end; else 0."""
 
     term: int
     request_id: int
     read_index: int
     ok: bool
+    last_index: int = 0
 
 
 class TimeoutNow(msgspec.Struct, frozen=True, array_like=True, tag="tn", gc=False):

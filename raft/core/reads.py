@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raft.core.messages import ReadIndexRequest, ReadIndexResponse
+from raft.core.recovery import handle_log_end
 from raft.core.replication import broadcast_append_entries
 from raft.core.state import CoreState, PendingRead, Role
 
@@ -23,8 +24,12 @@ def request_read(core: CoreState, request_id: int) -> None:
 
 
 def handle_read_index_request(core: CoreState, sender: int, request: ReadIndexRequest) -> None:
-    """A follower asks on behalf of its clients (thesis 6.4)."""
-    if core.role is Role.LEADER:
+    """A follower asks on behalf of its clients (thesis 6.4), or where the log ends."""
+    if core.role is Role.LEADER and request.log_end:
+        end = core.log.last_index
+        answer = ReadIndexResponse(core.term, request.request_id, core.commit_index, True, end)
+        core.effects.messages.append((sender, answer))
+    elif core.role is Role.LEADER:
         add_read(core, sender, request.request_id)
     else:
         core.effects.messages.append((sender, ReadIndexResponse(core.term, request.request_id, 0, False)))
@@ -32,7 +37,7 @@ def handle_read_index_request(core: CoreState, sender: int, request: ReadIndexRe
 
 def handle_read_index_response(core: CoreState, response: ReadIndexResponse) -> None:
     """The leader answered: whatever term it came from, it led after the read began."""
-    if core.follower_reads.pop(response.request_id, None) is None:
+    if handle_log_end(core, response) or core.follower_reads.pop(response.request_id, None) is None:
         return
     if response.ok:
         core.effects.reads_ready.append((response.request_id, response.read_index))
@@ -87,9 +92,15 @@ def advance_reads(core: CoreState) -> None:
 
 
 def _confirm_rounds(core: CoreState) -> None:
-    confirmed = core.configuration.quorum_value(
-        lambda voter: core.round if voter == core.node_id else core.progress[voter].acked_round
-    )
+    confirmed = core.quorum_round
+    if confirmed < core.round:  # else there is nothing to confirm
+        me, progress = core.node_id, core.progress
+        confirmed = core.configuration.quorum_value(
+            [
+                core.round if voter == me else progress[voter].acked_round
+                for voter in core.configuration.voters
+            ]
+        )
     if confirmed > core.quorum_round:
         core.quorum_round = confirmed
         while core.rounds_sent and core.rounds_sent[0][0] <= confirmed:

@@ -6,6 +6,7 @@ from raft.core.entry import Entry, EntryKind
 from raft.core.invariants import ProtocolViolation
 from raft.core.membership import ConfigurationFormatError, decode_configuration
 from raft.core.messages import AppendEntries, AppendEntriesResponse
+from raft.core.recovery import on_match
 from raft.core.state import CoreState, Progress, Role
 
 _KINDS = frozenset(map(int, EntryKind))
@@ -57,7 +58,7 @@ def send_append_entries(
     while progress.next_index <= core.log.last_index and progress.has_room(core.options):
         entries = _read(core, progress.next_index, core.options.max_append_bytes, shared)
         _send(core, peer, progress.next_index - 1, entries)
-        size = sum(len(entry.data) for entry in entries)
+        size = sum([len(entry.data) for entry in entries])
         progress.next_index = entries[-1].index + 1
         progress.inflight.append((entries[-1].index, size))
         progress.inflight_bytes += size
@@ -171,8 +172,12 @@ def maybe_commit(core: CoreState) -> None:
     """Commit what a majority has on disk, but only through an entry of this term (paper 5.4.2)."""
     if core.role is not Role.LEADER:
         return
+    me, progress = core.node_id, core.progress
     index = core.configuration.quorum_value(
-        lambda voter: core.durable_index if voter == core.node_id else core.progress[voter].match_index
+        [
+            core.durable_index if voter == me else progress[voter].match_index
+            for voter in core.configuration.voters
+        ]
     )
     if index > core.commit_index and core.log.term(index) == core.term:
         core.commit(index)
@@ -206,7 +211,10 @@ def handle_append_entries(core: CoreState, sender: int, request: AppendEntries) 
     check_contiguous(request)
     check_committed(core, request)
     hear_leader(core, sender, request.term)
-    core.effects.messages.append((sender, append_to_log(core, request)))
+    response = append_to_log(core, request)
+    core.effects.messages.append((sender, response))
+    if core.recovering is not None:
+        on_match(core, sender, response.match_index)
 
 
 def hear_leader(core: CoreState, sender: int, term: int) -> None:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from raft.core.effects import Effects, HardState
 from raft.core.entry import Entry, EntryKind
@@ -29,6 +30,9 @@ from raft.core.invariants import require
 from raft.core.log import EndlessRoom, LogReader, RaftLog, Room
 from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import ReadIndexResponse
+
+if TYPE_CHECKING:
+    from raft.core.recovery import Recovering
 
 
 class Role(Enum):
@@ -113,9 +117,11 @@ class PendingRead:
 class CoreState:
     """The state of one Raft server (paper figure 2). Changed only by raft/core, on the owner's thread.
 
-    room: what the disk has left; set by the node before the first event."""
+    room: what the disk has left; set by the node before the first event. recovering: entries that this server
+    had acknowledged are lost; set at the start (raft/core/recovery.py)."""
 
     room: Room = EndlessRoom()
+    recovering: Recovering | None = None
 
     def __init__(
         self,
@@ -161,8 +167,8 @@ class CoreState:
         # Leaders, anew in each term.
         self.progress: dict[int, Progress] = {}
         self.heartbeat_due_ms = 0.0
-        self.round = 0
-        self.quorum_round = 0
+        self.quorum_near_until_ms = float("-inf")  # see quorum_is_near()
+        self.round = self.quorum_round = 0
         self.rounds_sent: deque[tuple[int, float]] = deque()
         self.lease_from_ms = float("-inf")
         self.term_first_index = 0
@@ -248,6 +254,7 @@ class CoreState:
 
     def _follow_progress(self) -> None:
         """Leader: know everyone who gets the log. Who leaves still gets it until that is committed."""
+        self.quorum_near_until_ms = float("-inf")  # it may be another quorum now
         for peer in self.configuration.peers(self.node_id):
             if peer not in self.progress:
                 self.progress[peer] = Progress(self.log.last_index + 1, last_contact_ms=self.now)
@@ -263,17 +270,28 @@ class CoreState:
 
     def quorum_contact_ms(self) -> float:
         """When a quorum was last in contact with this leader, itself included."""
-        contacts = sorted(
-            (
+        return self.configuration.quorum_value(
+            [
                 self.now if voter == self.node_id else self.progress[voter].last_contact_ms
                 for voter in self.configuration.voters
-            ),
-            reverse=True,
+            ]
         )
-        return contacts[self.configuration.quorum() - 1]
+
+    def quorum_is_near(self) -> bool:
+        """Leader: whether a quorum was in contact within the shortest election timeout. Contacts only become
+        newer: what one look has found holds for the time that it has found."""
+        if self.now >= self.quorum_near_until_ms:
+            self.quorum_near_until_ms = self.quorum_contact_ms() + self.options.election_timeout_min_ms
+        return self.now < self.quorum_near_until_ms
 
     def quorum_has_room(self) -> bool:
         """Leader: whether what it appends can become durable at a majority, as far as full disks go."""
+        if not self.room.low:
+            for progress in self.progress.values():
+                if progress.full:
+                    break
+            else:
+                return True
         return self.configuration.has_quorum(
             voter
             for voter in self.configuration.voters
@@ -282,9 +300,9 @@ class CoreState:
 
     def leader_is_alive(self) -> bool:
         """Whether this node has reason to keep its leader (thesis 4.2.3: then it gives no votes)."""
-        recent = self.now - self.options.election_timeout_min_ms
         if self.role is Role.LEADER:
-            return self.quorum_contact_ms() > recent
+            return self.quorum_is_near()
+        recent = self.now - self.options.election_timeout_min_ms
         return (
             self.leader_id is not None and not self.leader_suspected and self.last_leader_contact_ms > recent
         )

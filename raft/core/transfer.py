@@ -58,10 +58,11 @@ def advance_transfer(core: CoreState) -> None:
 
 
 def handle_timeout_now(core: CoreState, sender: int, message: TimeoutNow) -> None:
-    """The leader of this term wants this node to take over (thesis 3.10)."""
+    """The leader of this term wants this node to take over (thesis 3.10). One that lacks entries which it had
+    acknowledged may not (raft/core/recovery.py)."""
     if message.term != core.term or sender != core.leader_id or core.role is not Role.FOLLOWER:
         return
-    if core.node_id not in core.configuration.voters:
+    if core.node_id not in core.configuration.voters or core.recovering is not None:
         return
     core.effects.news.append(f"leader {sender} hands over: campaigning at once")
     core.become_pre_candidate()

@@ -103,6 +103,7 @@ def open_parts(
         founding=servers_of(settings.cluster.nodes),
         fsync=settings.storage.fsync,
         segment_bytes=settings.storage.segment_bytes,
+        repair=settings.storage.repair,
         disk=disk,
     )
     try:
@@ -145,6 +146,7 @@ class _Builder:
             identity=storage.identity.identity,
             snapshot_index=snapshot_index,
             later_configurations=storage.log.configurations(),
+            lost=storage.lost_entries,
         )
         self._core.state.room = storage.log.room
         self._tell_difference()

@@ -28,7 +28,15 @@ from raft.runtime.snapshots import is_snapshot_command
 from raft.storage.snapshots import SnapshotStore
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
+_NEVER = float("inf")
 RETRY_MS = 20.0  # how long a batch waits before it is offered to the same leader again
+
+
+def _may_be_special(batch: Batch) -> bool:
+    """False: certainly none of the commands that go round the log, which are RAFT …, each alone. One look
+    instead of three at every write."""
+    operations = batch.operations
+    return len(operations) == 1 and operations[0][1][0][:1] in b"Rr"
 
 
 class Desk:
@@ -88,6 +96,11 @@ class Desk:
         self._wake()
         return True
 
+    @property
+    def waits(self) -> bool:
+        """Whether a turn would find something to route."""
+        return bool(self._inbox or self._held)
+
     # --- one turn -------------------------------------------------------------------------------------
 
     def begin_turn(self, now: float, at_ms: int) -> None:
@@ -121,14 +134,15 @@ class Desk:
 
     def _route(self, batch: Batch, deadline: float) -> None:
         state = self._state
-        if batch.writes and is_snapshot_command(batch):
+        special = batch.writes and _may_be_special(batch)
+        if special and is_snapshot_command(batch):
             self._snapshot_requests.append(batch)  # this node's own affair, whoever leads
-        elif batch.writes and is_backup(batch):
+        elif special and is_backup(batch):
             self.backups.take(batch, self._now)
         elif state.role is Role.LEADER:
             if not batch.writes:
                 self.reads.add(batch, deadline)
-            elif is_control(batch):
+            elif special and is_control(batch):
                 self.control.take(batch, self._now)
             elif state.transfer_target is not None:
                 self._hold(deadline, batch)  # for the next leader
@@ -226,9 +240,11 @@ class Desk:
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""
-        held = min((deadline for deadline, _ in self._held), default=float("inf"))
-        if self._held and self._state.leader_id is not None:
-            held = min(held, self._retry_at)
+        held = _NEVER
+        if self._held:
+            held = min([deadline for deadline, _ in self._held])
+            if self._state.leader_id is not None:
+                held = min(held, self._retry_at)
         return min(held, self.reads.next_deadline(), self.forwarding.next_deadline())
 
     def close(self) -> None:

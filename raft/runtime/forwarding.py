@@ -94,8 +94,10 @@ class Forwarding:
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""
-        oldest = next(iter(self._controls.values()), None)  # each waits equally long
-        return min(oldest[1] if oldest is not None else float("inf"), self.lanes.next_deadline())
+        lanes = self.lanes.next_deadline()
+        if not self._controls:
+            return lanes
+        return min(next(iter(self._controls.values()))[1], lanes)  # each waits equally long
 
     def close(self) -> None:
         """The node stops: every client hears so."""

@@ -25,6 +25,7 @@ from raft.runtime.load import Load
 from raft.runtime.passed import MAX_COMMANDS, Passed
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
+_NEVER = float("inf")
 LANES = 8  # Forwards under way at a time; what comes meanwhile goes together in the next ones
 MAX_JOINED_BYTES = 256 * 1024  # of a Forward; the batch that passes it is its last
 RETRY_MS = 20.0  # before a Forward is sent again to the same leader
@@ -243,6 +244,8 @@ class Lanes:
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""
+        if not self._queue and not self._busy:
+            return _NEVER
         led = self._led()
         if self._queue and self._free and led:
             return 0.0

@@ -42,6 +42,7 @@ class Membership:
         self._heard = heard
         self._new_cluster_id = new_cluster_id
         self._wanted: deque[tuple[float, Batch]] = deque()  # when asked (monotonic ms), the command
+        self._complete: Configuration | None = None  # this one has all identities
         self._under_way: tuple[int, Batch] | None = None  # the entry's index, and who waits for it
 
     def take(self, batch: Batch, now: float) -> None:
@@ -100,8 +101,11 @@ class Membership:
 
     def _record_identities(self, now: float) -> bool:
         configuration = self._state.configuration
+        if configuration is self._complete:
+            return False
         unknown = [server.id for server in configuration.servers if not server.identity]
         if not unknown and configuration.cluster_id:
+            self._complete = configuration
             return False
         heard = {**self._heard(), self._state.node_id: self._state.identity}
         changed = configuration.with_identities(heard, self._new_cluster_id)

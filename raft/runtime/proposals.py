@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from raft.clients.batch import Batch
 from raft.core.core import RaftCore
@@ -22,6 +23,11 @@ MAX_ENTRY_BYTES = 512 * 1024  # encoded; the command that passes it is the entry
 WORD_BYTES = 5  # what a word takes in an entry beside its own bytes, at most
 
 
+# Who waits: for the entry's next commands, as many as operations[start:stop] of the batch are; None: nobody
+# for the next one.
+Waiter: TypeAlias = "tuple[Batch, int, int] | None"
+
+
 @dataclass(slots=True)
 class InFlight:
     """An entry of this leadership that is not applied yet, and who waits for which of its commands."""
@@ -29,7 +35,7 @@ class InFlight:
     index: int
     at_ms: int
     commands: list[list[bytes]]
-    waiters: list[tuple[Batch, int] | None]
+    waiters: list[Waiter]
     clients: int  # places in Load that they hold
 
 
@@ -41,19 +47,39 @@ class Proposals:
         self._load = load
         self._inflight: deque[InFlight] = deque()
         self._commands: list[list[bytes]] = []
-        self._waiters: list[tuple[Batch, int] | None] = []
+        self._waiters: list[Waiter] = []
         self._clients = 0
         self._bytes = 0
 
     def add(self, batch: Batch, now: float, at_ms: int) -> None:
         """Take a client's batch; its reads are logged too, so that they keep their place among the writes."""
-        for slot, args in batch.operations:
+        operations, weight = batch.operations, batch.weight
+        if len(operations) == 1:  # as below, in half the time
+            args = operations[0][1]
             self._commands.append(args)
-            self._waiters.append((batch, slot))
-            self._clients += batch.weight
-            self._bytes += sum(map(len, args)) + WORD_BYTES * len(args)  # many empty words are large, too
+            self._waiters.append((batch, 0, 1))
+            self._clients += weight
+            self._bytes += sum(map(len, args)) + WORD_BYTES * len(args)
             if self._bytes >= MAX_ENTRY_BYTES or self._clients >= MAX_ENTRY_COMMANDS:
                 self.flush(now, at_ms)
+            return
+        start = stop = 0
+        size, room = self._bytes, (MAX_ENTRY_COMMANDS - self._clients) // weight
+        for _, args in operations:
+            self._commands.append(args)
+            size += sum(map(len, args)) + WORD_BYTES * len(args)  # many empty words are large, too
+            stop += 1
+            if size >= MAX_ENTRY_BYTES or stop - start >= room:
+                self._wait(batch, start, stop)
+                self.flush(now, at_ms)
+                start, size, room = stop, 0, MAX_ENTRY_COMMANDS // weight
+        if start < stop:
+            self._bytes = size
+            self._wait(batch, start, stop)
+
+    def _wait(self, batch: Batch, start: int, stop: int) -> None:
+        self._waiters.append((batch, start, stop))
+        self._clients += batch.weight * (stop - start)
 
     def add_system(self, args: list[bytes]) -> None:
         """A command of the leader itself: nobody waits for it."""
@@ -89,11 +115,21 @@ class Proposals:
 
     def answer(self, done: InFlight, replies: list[Reply]) -> None:
         """The entry is applied: every client hears its reply."""
-        for waiter, reply in zip(done.waiters, replies, strict=True):
-            if waiter is not None:
-                waiter[0].answer(waiter[1], reply)
-            elif isinstance(reply, Error):
-                log.error("entry %d: a command of the leader itself failed: %s", done.index, reply)
+        at = 0
+        for waiter in done.waiters:
+            if waiter is None:
+                reply = replies[at]
+                at += 1
+                if isinstance(reply, Error):
+                    log.error("entry %d: a command of the leader itself failed: %s", done.index, reply)
+                continue
+            batch, start, stop = waiter
+            if stop - start == 1:
+                batch.answer(batch.operations[start][0], replies[at])
+            else:
+                batch.answer_run(start, stop, replies, at)
+            at += stop - start
+        require(at == len(replies), f"entry {done.index}: {len(replies)} replies for {at} commands")
         if done.clients:
             self._load.give_back(done.clients)
 
@@ -105,8 +141,10 @@ class Proposals:
         self._inflight.clear()
         self._commands, self._waiters, self._clients, self._bytes = [], [], 0, 0
 
-    def _fail(self, waiters: list[tuple[Batch, int] | None], error: Error) -> None:
+    def _fail(self, waiters: list[Waiter], error: Error) -> None:
         for waiter in waiters:
             if waiter is not None:
-                waiter[0].answer(waiter[1], error)
-                self._load.give_back(waiter[0].weight)
+                batch, start, stop = waiter
+                for slot, _ in batch.operations[start:stop]:
+                    batch.answer(slot, error)
+                    self._load.give_back(batch.weight)

@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 from raft.clients.batch import Batch
 from raft.core.core import RaftCore
@@ -14,10 +15,20 @@ from raft.machine.machine import Machine
 from raft.replies import Reply
 from raft.runtime.load import Load
 
+_NEVER = float("inf")
+
+
+_deadline = itemgetter(0)
+
 
 def is_slow(batch: Batch) -> bool:
     """Whether the batch is a read that goes through everything there is; handlers send those alone."""
-    return len(batch.operations) == 1 and batch.operations[0][1][0].upper() in SLOW_READS
+    operations = batch.operations
+    return (
+        len(operations) == 1
+        and operations[0][1][0][:1] in b"KkRr"
+        and operations[0][1][0].upper() in SLOW_READS
+    )
 
 
 @dataclass(slots=True)
@@ -25,7 +36,7 @@ class Waiting:
     """Batches that share a read index. deadline: monotonic ms."""
 
     deadline: float
-    batches: list[tuple[float, Batch]]  # each with its own deadline
+    batches: deque[tuple[float, Batch]]  # each with its own deadline
 
 
 class Reads:
@@ -47,7 +58,7 @@ class Reads:
         self._retry = retry
         self._lease_ended = lease_ended
         self.unfinished = False  # confirmed reads were left for the next turn
-        self._gathered: list[tuple[float, Batch]] = []
+        self._gathered: deque[tuple[float, Batch]] = deque()
         self._asked: dict[int, Waiting] = {}
         self._confirmed: deque[tuple[int, Waiting]] = deque()  # (read index, who)
 
@@ -59,8 +70,9 @@ class Reads:
         """One read index for all that gathered in this turn."""
         if self._gathered:
             request_id = next(self._ids)
-            self._asked[request_id] = Waiting(min(d for d, _ in self._gathered), self._gathered)
-            self._gathered = []
+            earliest = min(self._gathered, key=_deadline)[0]
+            self._asked[request_id] = Waiting(earliest, self._gathered)
+            self._gathered = deque()
             self._core.read(request_id, now)
 
     def ready(self, request_id: int, read_index: int) -> None:
@@ -96,9 +108,9 @@ class Reads:
                 self._confirmed.append((read_index, waiting))
                 continue
             while waiting.batches:
-                deadline, batch = waiting.batches.pop(0)
+                deadline, batch = waiting.batches.popleft()
                 self._answer(deadline, batch, wall_ms)
-                if is_slow(batch) and (waiting.batches or self._confirmed):
+                if (waiting.batches or self._confirmed) and is_slow(batch):
                     # Heartbeats and everybody else come before the next slow one.
                     if waiting.batches:
                         self._confirmed.appendleft((read_index, waiting))
@@ -107,6 +119,11 @@ class Reads:
 
     def _answer(self, deadline: float, batch: Batch, wall_ms: int) -> None:
         read = self._machine.read
+        if self._lease_ended is None and len(batch.operations) == 1:  # nearly always
+            slot, args = batch.operations[0]
+            batch.answer(slot, read(args, wall_ms))
+            self._load.give_back(1)
+            return
         replies: list[Reply] = [read(args, wall_ms) for _, args in batch.operations]
         if self._lease_ended is not None and self._lease_ended():
             # The process may have been paused between the check of the lease and the read (thesis 6.4.1).
@@ -131,8 +148,10 @@ class Reads:
 
     def next_deadline(self) -> float:
         """Monotonic ms of the earliest deadline; infinity if nothing waits."""
-        asked = min((waiting.deadline for waiting in self._asked.values()), default=float("inf"))
-        return min(asked, min((waiting.deadline for _, waiting in self._confirmed), default=float("inf")))
+        if not self._asked and not self._confirmed:
+            return _NEVER
+        asked = min((waiting.deadline for waiting in self._asked.values()), default=_NEVER)
+        return min(asked, min((waiting.deadline for _, waiting in self._confirmed), default=_NEVER))
 
     def drain(self) -> list[Batch]:
         """Everything that waits, for the end of the node."""

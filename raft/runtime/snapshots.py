@@ -96,6 +96,16 @@ class Snapshots:
         """Whether a child is writing one."""
         return self._child is not None
 
+    @property
+    def busy(self) -> bool:
+        """Whether advance() may have something to do."""
+        return (
+            self._child is not None
+            or self._compact_to > 0
+            or bool(self._waiters)
+            or self._machine.applied_index - self.index >= self._every_entries
+        )
+
     def request(self, batch: Batch) -> None:
         """RAFT SNAPSHOT: answered OK once a durable snapshot covers all that this node has applied by now."""
         self._waiters.append((self._machine.applied_index, batch))

@@ -12,6 +12,9 @@ from raft.runtime.pings import PingBoard
 from raft.runtime.worker import Worker
 from raft.status import NodeStatus
 
+_NEVER = float("inf")
+EVERY_MS = 10.0
+
 
 class StatusBoard:
     """Owned by the worker, but for `current`, which any thread may read."""
@@ -35,20 +38,34 @@ class StatusBoard:
         self._snapshots = worker.snapshots
         self._agreement = worker.agreement
         self._key: object = None
+        self._basics: object = None
+        self._next_ms = 0.0
         self._members: tuple[Configuration, tuple[Member, ...]] | None = None
 
-    def publish(self) -> None:
-        """Replace `current` if anything in it changed."""
+    def publish(self, now: float) -> float:
+        """Replace `current` if anything in it changed: at once if it is role, term, leader, vote or members,
+        other things at most every EVERY_MS (in every turn they took 10 % of a leader's time). now: monotonic
+        ms. Returns when to call again at the latest; infinity if all is published."""
+        state = self._state
+        basics = (state.role, state.term, state.leader_id, state.voted_for, state.configuration)
+        if basics == self._basics and now < self._next_ms:
+            return self._next_ms
+        self._basics, self._next_ms = basics, now + EVERY_MS
+        self._publish()
+        return _NEVER
+
+    def _publish(self) -> None:
         state, machine, log = self._state, self._machine, self._state.log
         configuration = state.configuration
         lag = machine.ledger.projection_lag()
         silent = tuple(peer for peer in configuration.peers(state.node_id) if self._pings.silent(peer))
         quorum = state.role is not Role.LEADER or state.leader_is_alive()
         taken, snapshot_index, first = self._load.taken, self._snapshots.index, log.first_index
+        recovering = state.recovering.lost.from_index if state.recovering is not None else 0
         key = (
             *(silent, quorum, configuration, snapshot_index, first, self._agreement.agreed_index),
             *(state.role, state.term, state.leader_id, state.voted_for, log.last_index, state.commit_index),
-            *(machine.applied_index, lag, taken),
+            *(machine.applied_index, lag, taken, recovering),
         )
         if key == self._key:
             return
@@ -68,6 +85,7 @@ class StatusBoard:
             last_log_index=log.last_index,
             first_log_index=first,
             snapshot_index=snapshot_index,
+            recovering_from=recovering,
             members=self._members_of(configuration),
             voters=configuration.voters,
             learners=configuration.learners,

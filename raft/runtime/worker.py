@@ -12,13 +12,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 from raft.core.core import RaftCore
 from raft.core.effects import AppendLog, Effects, TruncateLog
 from raft.core.invariants import ProtocolViolation
-from raft.core.messages import AppendEntries, InstallSnapshotResponse, RequestVote
+from raft.core.messages import AppendEntries, AppendEntriesResponse, InstallSnapshotResponse, RequestVote
 from raft.core.state import Role
 from raft.machine.machine import Machine
 from raft.runtime.agreement import Agreement
@@ -64,7 +65,7 @@ class Hooks(Protocol):
 
     def handle_request_vote_message(self, sender: int, request: RequestVote) -> None: ...
 
-    def publish_status(self) -> None: ...
+    def publish_status(self) -> float: ...
 
 
 class Worker:
@@ -111,6 +112,7 @@ class Worker:
         self._posted: deque[Posted] = deque()
         self._violations = QuietLog(log)  # a peer may send the same thing for ever
         self._next_expiry_check_ms = 0.0
+        self._publish_at_ms = float("inf")
         self._seen: tuple[Role, int, int | None] = (Role.FOLLOWER, core.state.term, None)
 
     # --- other threads --------------------------------------------------------------------------------
@@ -170,6 +172,8 @@ class Worker:
         for sender, message in received:
             self._receive(sender, message)
         self._notice_broken_peers()
+        if received and self._brought_nothing(received, now):
+            return
         if self.network.cluster_heard:
             self.core.state.founded = True
         while self._posted:
@@ -196,14 +200,33 @@ class Worker:
         state = self.core.state
         leaderless = state.role is not Role.LEADER and not state.leader_is_alive()
         self.network.follow(state.leader_id, open_to_strangers=leaderless)
-        self.hooks.publish_status()
+        self._publish_at_ms = self.hooks.publish_status()
         self.snapshots.deliver()
+
+    def _brought_nothing(self, received: list[tuple[int, PeerMessage]], now: float) -> bool:
+        """Whether this turn may end here: a leader has heard acknowledgements that change nothing, such as
+        the slower follower's once the entry is committed. The core has noted them; the rest is as if they
+        had come with the next turn, at most EXPIRY_STEP_MS later. Spares a leader up to a third of its turns.
+        """
+        if (
+            now >= min(self._next_expiry_check_ms, self.core.state.heartbeat_due_ms)
+            or self.applier.behind
+            or self._posted
+            or self.desk.waits
+            or self.space.blocked
+            or not self.core.at_rest()
+        ):
+            return False
+        if not all(type(message) is AppendEntriesResponse and not message.full for _, message in received):
+            return False
+        self._publish_at_ms = min(self._publish_at_ms, self._next_expiry_check_ms)
+        return True
 
     def _keep_snapshots(self, now: float) -> None:
         """Last in the turn: a fork must not find effects half carried out."""
         for batch in self.desk.take_snapshot_requests():
             self.snapshots.request(batch)
-        if not self.installs.loading:
+        if self.snapshots.busy and not self.installs.loading:
             with self.disk_wait:
                 self.snapshots.advance(now)
 
@@ -211,7 +234,7 @@ class Worker:
         if self.applier.behind or self.desk.reads.unfinished:
             return 0.0
         now = self.clock.monotonic_ms()
-        deadline = min(self.desk.next_deadline(), self.installs.next_deadline())
+        deadline = min(self.desk.next_deadline(), self.installs.next_deadline(), self._publish_at_ms)
         if not self.installs.loading:  # else nobody looks after them until the loader wakes this thread
             deadline = min(deadline, self.snapshots.next_deadline())
         wait_ms = min(LONGEST_WAIT_S * 1000, deadline + 1 - now)
@@ -257,7 +280,7 @@ class Worker:
 
     def _lead(self, now: float, at_ms: int) -> None:
         state = self.core.state
-        has_quorum = now - state.quorum_contact_ms() <= state.options.election_timeout_min_ms
+        has_quorum = state.quorum_is_near()
         if not has_quorum:
             self.turns.excuse()
         self.turns.advance(now, at_ms)
@@ -299,6 +322,8 @@ class Worker:
                 break
             stored = self.storage.log
             self.core.disk_done(stored.last_index, stored.term(stored.last_index), now)
+            if self.core.at_rest():  # nothing came of it: a leader's usual case, 200 bytecodes less
+                break
         self.hooks.reset_election_timeout()
 
     def _carry_out(self, effects: Effects) -> None:
@@ -314,6 +339,9 @@ class Worker:
             self.network.flush()
         if effects.log:
             self._write_log(effects)
+        if effects.healed:
+            with self.disk_wait:
+                self.storage.healed()
         for peer, message in effects.messages:
             if isinstance(message, RequestVote):
                 self.hooks.send_request_vote_request(peer, message)
@@ -344,6 +372,12 @@ class Worker:
 
     def _write_log(self, effects: Effects) -> None:
         stored = self.storage.log
+        first = effects.log[0]
+        if len(effects.log) == 1 and isinstance(first, AppendLog):
+            with self.disk_wait, suppress(DiskFullError):  # nearly always: one wait for both
+                stored.append(first.entries)
+                stored.sync()
+                return
         for operation in effects.log:
             if isinstance(operation, AppendLog):
                 self._outlast_full_disk(partial(stored.append, operation.entries))

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from raft.core.membership import Server
-from raft.storage import hard_state, segments, snapshot_format
+from raft.storage import hard_state, lost_entries, segments, snapshot_format
 from raft.storage.atomic_file import read_file, replace_file
 from raft.storage.disk import Disk
 from raft.storage.errors import DirectoryLockedError, FormatVersionError, IdentityError, StorageError
@@ -132,7 +132,7 @@ def check_identity(
 
 def _is_data(name: str) -> bool:
     return (
-        name == hard_state.NAME
+        name in (hard_state.NAME, lost_entries.NAME)
         or segments.first_index_of(name) is not None
         or snapshot_format.index_of(name) is not None
     )

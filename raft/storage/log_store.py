@@ -18,6 +18,7 @@ from raft.storage.outline import Outline
 from raft.storage.preparer import SegmentPreparer
 from raft.storage.record import HEADER_SIZE, RECORD_OVERHEAD, encode_records, record_size
 from raft.storage.recovery import Recovered, Recovery, remove_all
+from raft.storage.repair import Repair
 from raft.storage.room import LogRoom
 from raft.storage.segment_reader import SegmentReader
 from raft.storage.segments import NewFile, Segment
@@ -76,6 +77,7 @@ class LogStore:
         snapshot_term: int = 0,
         disk: Disk | None = None,
         prepare_ahead: bool = True,
+        repair: Repair | None = None,
     ) -> LogStore:
         """Open the log in an existing directory, verifying every record; all that is found is durable then.
 
@@ -84,14 +86,14 @@ class LogStore:
         still made and cut durably). on_progress(files done, files in all). prepare_ahead=False: no thread.
         snapshot_index, snapshot_term: the last entry that the snapshot in force covers; the log must reach
         back to it. A log that ends before it, or has another entry there, is emptied: the snapshot came from
-        a leader, and a crash left the log (paper figure 13).
+        a leader, and a crash left the log (paper figure 13). repair: the right to cut a damaged log.
 
         Raises CorruptLogError, FormatVersionError, StorageError.
         """
         if segment_bytes < HEADER_SIZE + RECORD_OVERHEAD:
             raise ValueError(f"segment_bytes {segment_bytes} has no room for a record")
         disk = disk or Disk()
-        recovery = Recovery(disk, directory, snapshot_index, snapshot_term, on_progress)
+        recovery = Recovery(disk, directory, snapshot_index, snapshot_term, on_progress, repair)
         recovered = recovery.run(fsync)
         store = cls(
             disk, directory, recovered, segment_bytes=segment_bytes, fsync=fsync, cache_bytes=cache_bytes

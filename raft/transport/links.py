@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from raft.syscalls import Buffer, receive, send
 from raft.transport.codec import MessageCodec, MessageError
 from raft.transport.frames import FrameDecoder, FrameType
 from raft.transport.handover import Incoming, Outgoing
@@ -46,8 +47,8 @@ class IncomingLink:
         self._decoder = FrameDecoder()
         self._read_bytes = _FIRST_READ_BYTES  # how much to take at once
 
-    def read(self, buffer: memoryview, codec: MessageCodec) -> list[PeerMessage]:
-        """One recv of at most len(buffer) bytes; returns the messages that became complete.
+    def read(self, buffer: Buffer, codec: MessageCodec) -> list[PeerMessage]:
+        """One recv of at most buffer.size bytes; returns the messages that became complete.
 
         A peer whose messages are many and small gets shorter reads, so that it has about MESSAGES_A_READ a
         turn; what it sends beyond that waits in its own socket.
@@ -56,7 +57,7 @@ class IncomingLink:
         messages: the caller drops the link on each of them.
         """
         try:
-            size = self.sock.recv_into(buffer, min(self._read_bytes, len(buffer)))
+            size = receive(self.sock, buffer, self._read_bytes)
         except BlockingIOError:
             return []
         except OSError as error:
@@ -64,14 +65,14 @@ class IncomingLink:
         if size == 0:
             raise LinkClosedError("closed by the peer")
         messages = []
-        for frame_type, payload in self._decoder.feed(buffer[:size]):
+        for frame_type, payload in self._decoder.feed(buffer.view[:size]):
             if frame_type is not FrameType.MESSAGE:
                 raise MessageError(f"a {frame_type.name} frame after the handshake")
             messages.append(codec.decode(payload))
         if len(messages) > MESSAGES_A_READ:
             self._read_bytes = max(_LEAST_READ_BYTES, size * MESSAGES_A_READ // len(messages))
         elif size >= self._read_bytes:
-            self._read_bytes = min(2 * size, len(buffer))
+            self._read_bytes = min(2 * size, buffer.size)
         self._statistics.bytes_in += size
         self._statistics.messages_in += len(messages)
         return messages
@@ -97,7 +98,8 @@ class OutgoingLink:
         self.waits_for_room = False  # registered for EPOLLOUT
         self._outbox_bytes = outbox_bytes
         self._queue: deque[bytes] = deque()
-        self._head = memoryview(b"")  # what is being sent
+        self._head = b""  # what is being sent
+        self._head_sent = 0  # how much of it
         self._waiting_bytes = 0  # in _queue and _head
         self._statistics = statistics
 
@@ -121,9 +123,9 @@ class OutgoingLink:
         try:
             while self._waiting_bytes:
                 if not self._head:
-                    self._head = memoryview(self._next_chunk())
-                sent = self.sock.send(self._head)
-                self._head = self._head[sent:]
+                    self._head = self._next_chunk()
+                    self._head_sent = 0
+                sent = self._send_head()
                 self._waiting_bytes -= sent
                 self._statistics.bytes_out += sent
         except BlockingIOError:
@@ -131,6 +133,15 @@ class OutgoingLink:
         except OSError as error:
             raise LinkClosedError(str(error)) from error
         return True
+
+    def _send_head(self) -> int:
+        """One send of what is left of the head."""
+        begin, whole = self._head_sent, self._head
+        sent = send(self.sock, whole) if not begin else self.sock.send(memoryview(whole)[begin:])
+        self._head_sent = begin + sent
+        if self._head_sent == len(whole):
+            self._head = b""
+        return sent
 
     def check(self) -> None:
         """The socket is readable although the peer never sends here: raises LinkClosedError if it is the end,

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from raft.syscalls import Buffer, signal_eventfd
 from raft.transport.acceptor import Acceptor, listen
 from raft.transport.admission import Credentials
 from raft.transport.codec import MessageCodec, MessageError
@@ -82,7 +83,7 @@ class PeerNetwork:
         self._outbox_bytes = outbox_bytes
         self._quiet_log = QuietLog(_logger)
         self._codec = MessageCodec()
-        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._buffer = Buffer(READ_BYTES)
         # worker only
         self._incoming: dict[int, IncomingLink] = {}
         self._outgoing: dict[int, OutgoingLink] = {}
@@ -161,7 +162,7 @@ class PeerNetwork:
             self._asleep = False
             with self._wake_lock:  # only against close(): the number must not come to name another file
                 if not self._closed:
-                    os.eventfd_write(self._eventfd, 1)
+                    signal_eventfd(self._eventfd)
 
     def connected(self, peer_id: int) -> bool:
         """Is there a connection to send on?"""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import redis
 
 from database.embedded import EmbeddedServer
 from tests.chaos.network import Network
+from tests.chaos.node_program import DRIFT
 from tests.chaos.nodes import ChaosCluster
 from tests.chaos.proxy import Link
 
@@ -34,6 +34,8 @@ class Scene:
         self.delays: dict[object, dict[Link, float]] = {}
         self.losses: dict[object, dict[Link, float]] = {}
         self.size = len(cluster.ids)
+        self.tally: Counter[str] = Counter()  # what nodes made of faults that leave them a choice
+        self.wrong: list[str] = []  # what no fault of this kind may lead to
 
     def leader(self) -> int | None:
         """Who says that it leads, in the highest term."""
@@ -187,7 +189,24 @@ class Clock(Fault):
         return f"node {self.node} by {offset} ms"
 
     def end(self) -> None:
-        self.cluster.set_clock(self.node, 0)
+        self.cluster.set_clock(self.node)
+
+
+class Drift(Fault):
+    """Monotonic clocks run at different rates: the leader's slowly, so that its lease lasts, all others'
+    fast, so that they stand for election early."""
+
+    def begin(self) -> str | None:
+        if not self.cluster.clocks:
+            return None
+        leader = self.scene.leader() or self.rng.choice(self.cluster.ids)
+        for n in self.cluster.ids:
+            self.cluster.set_clock(n, drift=-DRIFT if n == leader else DRIFT)
+        return f"node {leader} by {-DRIFT:.1%}, all others by {DRIFT:.1%}"
+
+    def end(self) -> None:
+        for n in self.cluster.ids:
+            self.cluster.set_clock(n)
 
 
 # --- the network ------------------------------------------------------------------------------------------
@@ -319,94 +338,6 @@ class Resets(Fault):
             links = self.network.links(self.cluster.ids)
             self.network.reset(self.rng.sample(links, max(1, len(links) // 3)))
             self._next = time.monotonic() + 0.2 + self.rng.random() * 0.6
-
-
-# --- disks ------------------------------------------------------------------------------------------------
-
-
-class FullDisk(Fault):
-    """Ballast takes what room there is on a node's disk."""
-
-    lasts = (1.0, 5.0)
-
-    def begin(self) -> str | None:
-        if not self.cluster.disks or not self._hold():
-            return None
-        with contextlib.suppress(OSError), self._ballast().open("wb", buffering=0) as file:
-            for size in (1 << 20, 4096, 64):
-                with contextlib.suppress(OSError):
-                    while file.write(bytes(size)) == size:
-                        pass
-        return f"node {self.node}"
-
-    def _ballast(self) -> Path:
-        return self.cluster.data(self.node) / "ballast"
-
-    def tick(self) -> None:
-        with contextlib.suppress(OSError), self._ballast().open("ab", buffering=0) as file:
-            while file.write(bytes(4096)):  # what the node has given back meanwhile
-                pass
-
-    def end(self) -> None:
-        self._ballast().unlink(missing_ok=True)
-        self._revive()
-        self._release()
-
-
-class FailingSync(Fault):
-    """fdatasync says EIO: the node must end by itself."""
-
-    inject = "fdatasync:error=EIO"
-    lasts = (2.0, 4.0)
-
-    def __init__(self, scene: Scene) -> None:
-        super().__init__(scene)
-        self._tracer: subprocess.Popen[bytes] | None = None
-
-    def begin(self) -> str | None:
-        if not self._hold():
-            return None
-        self.cluster.watch.may_die.add(self.node)
-        command = ["strace", "-f", "-qq", "-e", f"inject={self._inject()}", "-e", "signal=none"]
-        with (self.cluster.directory / "strace.log").open("ab") as out:
-            self._tracer = subprocess.Popen(
-                [*command, "-o", "/dev/null", "-p", str(self.cluster.processes[self.node].pid)],
-                stdout=out, stderr=out,
-            )  # fmt: skip
-        return f"node {self.node}: {self._inject()}"
-
-    def _inject(self) -> str:
-        return self.inject
-
-    def end(self) -> None:
-        assert self._tracer is not None
-        self._tracer.terminate()
-        self._tracer.wait(15)
-        self._revive_soon()
-        self._release()
-
-    def _revive_soon(self) -> None:
-        """A node that is on its way down is waited for; one that goes on need not end any more."""
-        try:
-            self.cluster.processes[self.node].wait(0.5)
-        except subprocess.TimeoutExpired:
-            if "fatal in thread" in self.cluster.log_of(self.node)[-3000:]:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.cluster.processes[self.node].wait(25)
-        self._revive()
-
-
-class HangingSync(FailingSync):
-    """fdatasync takes long. The node may end, or hold out; it may not go on as if all were well."""
-
-    lasts = (2.0, 6.0)
-
-    def begin(self) -> str | None:
-        self._seconds = self.rng.choice((0.05, 0.5, 2.0))
-        return super().begin()
-
-    def _inject(self) -> str:
-        return f"fdatasync:delay_enter={int(self._seconds * 1e6)}"
 
 
 # --- the cluster's own commands ---------------------------------------------------------------------------

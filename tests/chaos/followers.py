@@ -5,35 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from tests.chaos.books import Book
 from tests.chaos.clients import REFUSED, Client, LostError, NotSentError, code_of
 
-REWARD, PENALTY = 10, 5
-
-
-@dataclass
-class Book:
-    """What a follower knows for sure. reported: acknowledged; tried: sent, with or without an answer."""
-
-    name: str
-    reported: set[int] = field(default_factory=set)
-    tried: set[int] = field(default_factory=set)
-    outcomes: dict[int, tuple[str, int]] = field(default_factory=dict)  # interval -> (outcome, delta)
-    claimed: int = 0
-    refused_claims: int = 0
-    claims: int = 0
+CLAIM = 3
 
 
 class Follower(threading.Thread):
     """One follower, through any node. It rests while told so, with nothing under way."""
 
+    leaves = False  # whether it ever says FOLLOWER LEAVE
+
     def __init__(self, client: Client, stopped: threading.Event) -> None:
         super().__init__(name=client.name, daemon=True)
-        self.client, self.book, self._stopped = client, Book(client.name), stopped
+        self.client, self._stopped = client, stopped
+        self.book = Book(client.name, leaves=self.leaves)
         self.rest, self.resting = threading.Event(), threading.Event()
-        self._looked = 0.0
+        self._looked = self._unsure_until = 0.0  # until then a JOIN of unknown outcome may still happen
         self._looking = threading.Lock()  # the judge looks, too, while the follower rests
 
     def run(self) -> None:
@@ -57,18 +47,54 @@ class Follower(threading.Thread):
             self.client.hang_up()
 
     def _turn(self) -> None:
-        current = flat(self._try(["INTERVAL", "CURRENT"]))
-        interval = current.get("interval")
+        interval = self._current()
         if interval and interval not in self.book.reported:
-            self.book.tried.add(interval)
-            reply = self._try(["FOLLOWER", "REPORT", self.name, interval, f"data of {interval}"])
-            if reply is not None and not code_of(reply):
-                self.book.reported.add(interval)
-            elif code_of(reply) not in ("", "NOTURN"):
-                self.client.findings.wrong.append(f"REPORT of {self.name} answered {reply}")
+            self._report(interval)
         if time.monotonic() - self._looked > 2:
             self.look()
             self._claim()
+
+    def _current(self) -> int:
+        """The open interval, 0 for none that is known; who opened it goes into the book."""
+        current = flat(self._try(["INTERVAL", "CURRENT"]))
+        if not current or current["closed_at"] is not None:
+            return 0
+        number, opener = int(current["interval"]), (int(current["leader"]), int(current["term"]))
+        if self.book.opened.setdefault(number, opener) != opener:
+            self._wrong(f"interval {number} opened by {opener} after {self.book.opened[number]}")
+        return number
+
+    def _report(self, interval: int) -> str:
+        """Answer; sometimes twice, which is OK again. The error's first word, empty for OK and unknown."""
+        self.book.tried.add(interval)
+        words = ["FOLLOWER", "REPORT", self.name, interval, f"data of {interval}"]
+        reply = self._try(words)
+        code = code_of(reply)
+        if reply is not None and not code:
+            self.book.reported.add(interval)
+            if self.client.rng.random() < 0.1:
+                self.client.hang_up()
+                if (again := code_of(self._try(words))) not in ("", "BANNED", "NOFOLLOWER"):
+                    self._wrong(f"REPORT for {interval} again answered {again} after OK")
+        elif code == "BANNED" or (code == "NOFOLLOWER" and self.leaves):
+            self._come_back(code)
+        elif code == "NOTURN":
+            self.book.spam_bans += "banned for" in str(reply)
+        elif code:
+            self._wrong(f"REPORT answered {reply}")
+        return code
+
+    def _come_back(self, code: str) -> None:
+        """Banned (by misses in a row, or too many late answers): join again as soon as it goes."""
+        self.book.bans += code == "BANNED"
+        joined = self._try(["FOLLOWER", "JOIN", self.name, "1.0"])
+        if joined is None:
+            self._unsure_until = time.monotonic() + 30
+        if code_of(joined) not in ("", "BANNED"):
+            self._wrong(f"JOIN answered {joined}")
+
+    def _wrong(self, text: str) -> None:
+        self.client.findings.wrong.append(f"{self.name}: {text}")
 
     def look(self) -> bool:
         """Read the latest outcomes into the book: no interval may ever change what it said."""
@@ -83,21 +109,21 @@ class Follower(threading.Thread):
         for interval, outcome, delta, _balance, _closed in reply:
             told = (outcome.decode(), int(delta))
             if self.book.outcomes.setdefault(int(interval), told) != told:
-                self.client.findings.wrong.append(
-                    f"{self.name}, interval {interval}: {told} after {self.book.outcomes[int(interval)]}"
-                )
+                self._wrong(f"interval {interval}: {told} after {self.book.outcomes[int(interval)]}")
         return True
 
     def _claim(self) -> None:
         """Claim a little, under one id for however long it takes to hear the answer."""
         self.book.claims += 1
-        reply = self._settle(["REWARD", "CLAIM", self.name, 3, f"{self.client.session}-{self.book.claims}"])
+        reply = self._settle(
+            ["REWARD", "CLAIM", self.name, CLAIM, f"{self.client.session}-{self.book.claims}"]
+        )
         if code_of(reply) == "OVERCLAIM":
             self.book.refused_claims += 1
         elif reply is not None and not code_of(reply):
-            self.book.claimed += 3
+            self.book.claimed += CLAIM
         elif reply is not None:
-            self.client.findings.wrong.append(f"CLAIM of {self.name} answered {reply}")
+            self._wrong(f"CLAIM answered {reply}")
 
     def _settle(self, words: Sequence[str | int]) -> Any:
         """The final answer to a command that may be repeated; None if stopped before."""
@@ -124,29 +150,3 @@ def flat(reply: Any) -> dict[str, Any]:
     if not isinstance(reply, list):
         return {}
     return {field.decode(): value for field, value in zip(reply[::2], reply[1::2], strict=True)}
-
-
-def check_book(book: Book, info: dict[str, Any], current: int) -> list[str]:
-    """What is wrong between a follower's book and FOLLOWER INFO. current: the interval now open."""
-    wrong = []
-    hits = {n for n, (outcome, _) in book.outcomes.items() if outcome == "hit"}
-    closed = {n for n in book.reported if n < current}
-    closed &= book.outcomes.keys()  # what the history no longer showed when it was read, nobody can tell
-    if lost := closed - hits:
-        wrong.append(f"acknowledged reports that do not count: {sorted(lost)[:5]}")
-    if ghosts := hits - book.tried:
-        wrong.append(f"hits that were never reported: {sorted(ghosts)[:5]}")
-    expected = {"hit": REWARD, "missed": -PENALTY, "excused": 0}
-    wrong += [f"interval {n}: {told}" for n, told in book.outcomes.items() if expected[told[0]] != told[1]]
-    if info["balance"] != info["earned"] - info["penalties"] - info["claimed"]:
-        wrong.append(f"the balance does not add up: {info}")
-    if info["claimed"] != book.claimed:
-        wrong.append(f"claimed {info['claimed']}, answered {book.claimed}")
-    numbers = sorted(book.outcomes)
-    if numbers and numbers[-1] - numbers[0] + 1 == len(numbers):  # none was missed in looking
-        misses = sum(outcome == "missed" for outcome, _ in book.outcomes.values())
-        if info["earned"] != REWARD * len(hits):
-            wrong.append(f"earned {info['earned']} with {len(hits)} hits")
-        if info["penalties"] != PENALTY * (misses + book.refused_claims):
-            wrong.append(f"penalties {info['penalties']} for {misses} misses, {book.refused_claims} claims")
-    return [f"follower {book.name}: {text}" for text in wrong]

@@ -67,11 +67,12 @@ class History:
 
 def read_history(path: Path) -> Iterator[Operation]:
     """The operations of a file that History wrote."""
-    for line in path.read_text().splitlines():
-        fields = json.loads(line)
-        if isinstance(fields["argument"], list):
-            fields["argument"] = tuple(fields["argument"])
-        yield Operation(**fields)
+    with path.open() as file:
+        for line in file:
+            fields = json.loads(line)
+            if isinstance(fields["argument"], list):
+                fields["argument"] = tuple(fields["argument"])
+            yield Operation(**fields)
 
 
 def by_key(operations: Iterable[Operation]) -> dict[str, list[Operation]]:

@@ -5,8 +5,9 @@ not yet placed had ended. Where it has been (which operations are placed, in whi
 again. What keeps it fast, and why it is right:
 
 * Placed operations are told by the first one missing and a mask of the few beyond it.
-* An operation that fits now and changes nothing (a read of the current value, a refused SET NX) is placed at
-  once: what follows it elsewhere follows as well without it in between.
+* An operation that fits now and with this answer changes nothing anywhere (a read of the current value, a
+  refused SET NX) is placed at once: what follows it elsewhere follows as well without it in between. A SET of
+  the value that is there does not count: later it would change another one.
 * Values that no answer and no comparison ever mentions are one value: nobody can tell them apart.
 * An operation of unknown outcome may be placed or left out. If it alone wrote a value that was read, it did
   happen, and before the first such read had ended. If its value was never mentioned it is like all others of
@@ -178,7 +179,7 @@ class _Search:
             if answer != step.result:
                 continue
             way = (*_placed(base, mask, place), after, used)
-            if after == state:
+            if step.what == "get" or step.result is False:
                 return [way]
             ways.append(way)
         unlikely: list[tuple[int, int, Any, _Used]] = []

@@ -146,6 +146,7 @@ class Rot(Fault):
         """Up again, one way or the other."""
         node, cluster = self.node, self.cluster
         cluster.watch.may_die.add(node)
+        put_aside = self._put_aside()
         cluster.start(node)
         process = cluster.processes[node]
         refused = False
@@ -162,12 +163,20 @@ class Rot(Fault):
             raise AssertionError(f"node {node} with a damaged file neither ended nor caught up")
         if refused:
             self._replace(process)
+        repaired = self._put_aside() > put_aside
+        self.scene.tally[f"rot: {'refused' if refused else 'repaired' if repaired else 'harmless'}"] += 1
         cluster.watch.may_die.discard(node)
         self._release()
 
+    def _put_aside(self) -> int:
+        """How many damaged files the node has kept."""
+        return len(list(self.cluster.data(self.node).glob("damaged-*")))
+
     def _caught_up(self) -> bool:
+        """Whether it has all, and (after a repair) knows it and votes again."""
         info = self.scene.info(self.node)
-        return info["leader_id"].isdigit() and int(info["applied_index"]) >= int(info["commit_index"])
+        whole = int(info["applied_index"]) >= int(info["commit_index"]) and info.get("recovering", "0") == "0"
+        return info["leader_id"] not in ("", "0") and whole
 
     def _replace(self, process: subprocess.Popen[bytes]) -> None:
         node, cluster = self.node, self.cluster

@@ -4,46 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from typing import Any
 
 import redis
 
 from database.client import new_client
 from database.embedded import EmbeddedServer
-from tests.chaos.followers import Book
+from tests.chaos.audit import Record, audit
+from tests.chaos.books import Book
+from tests.chaos.listeners import DATABASE, Address
 from tests.chaos.nodes import ChaosCluster
 from tests.node.cluster import eventually
 
-DATABASE = "super_node"
 SHARED = ("earned", "penalties", "claimed", "misses_in_row", "spam", "state", "applied_index")
 
 
-class _Address:
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-
-def check_mongo(cluster: ChaosCluster, mongo: EmbeddedServer, books: list[Book]) -> list[str]:
-    """What is wrong between MongoDB, the ledger of the cluster and the followers' own books."""
+def check_mongo(
+    cluster: ChaosCluster, mongo: EmbeddedServer, books: list[Book],
+    heard: dict[tuple[str, int], tuple[str, int, int]],
+) -> tuple[list[str], dict[str, int]]:  # fmt: skip
+    """What is wrong between MongoDB, the ledger of the cluster, the followers' own books and what was
+    published; and how many documents there are."""
     if not mongo.running:
         mongo.start()
     wrong: list[str] = []
     goal = int(cluster.info(cluster.leader())["applied_index"])
-    with new_client(_Address(mongo.uri)) as client:
+    with new_client(Address(mongo.uri)) as client:
         database = client[DATABASE]
 
         def written() -> bool:
             checkpoint = database["projection"].find_one()
             return checkpoint is not None and checkpoint["applied_index"] >= goal
 
-        eventually(written, 60, "MongoDB having all outcomes")
+        eventually(written, 90, "MongoDB having all outcomes")
         for book in books:
             wrong += _check_outcomes(book, list(database["intervals"].find({"node": book.name})))
             paid = sum(d["amount"] for d in database["claims"].find({"node": book.name}) if d["accepted"])
             if paid != book.claimed:
                 wrong.append(f"MongoDB: claims of {book.name} come to {paid}, answered {book.claimed}")
-            wrong += _check_reward(cluster, database, book.name)
-    return wrong
+        for document in list(database["rewards"].find({}, {"_id": 1})):  # members of the cluster as well
+            wrong += _check_reward(cluster, database, document["_id"])
+        record = Record(*(list(database[name].find()) for name in ("rewards", "intervals", "claims")))
+    counts = {name: len(getattr(record, name)) for name in ("rewards", "intervals", "claims")}
+    counts |= dict(Counter(d["outcome"] for d in record.intervals))
+    return wrong + audit(record, books, heard), counts
 
 
 def _check_outcomes(book: Book, stored: list[dict[str, Any]]) -> list[str]:

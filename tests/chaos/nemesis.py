@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tests.chaos import faults, members
+from tests.chaos import disks, faults, members
 from tests.chaos.faults import Fault, Scene
 
 KINDS: dict[str, type[Fault]] = {
@@ -23,10 +23,11 @@ KINDS: dict[str, type[Fault]] = {
     "delay": faults.Delay,
     "loss": faults.Loss,
     "resets": faults.Resets,
-    "full": faults.FullDisk,
-    "eio": faults.FailingSync,
-    "hang": faults.HangingSync,
+    "full": disks.FullDisk,
+    "eio": disks.FailingSync,
+    "hang": disks.HangingSync,
     "clock": faults.Clock,
+    "drift": faults.Drift,
     "transfer": faults.Transfer,
     "snapshot": faults.Snapshot,
     "grow": members.Grow,
@@ -52,6 +53,7 @@ EXPECTED = {
         "thread .* failed",
         "fsync failed",
         "preparer failed",
+        "cannot start: .*Errno 5",
     ),
     "hang": ("fatal in thread", "stopped by a fatal fault"),
     "full": ("waiting for space", "disk is full", "[Nn]o space"),

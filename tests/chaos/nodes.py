@@ -18,12 +18,17 @@ from typing import Any
 import redis
 import yaml
 
+from tests.chaos.books import REWARDS
 from tests.chaos.network import Loopback, Network
 from tests.node.cluster import ROOT, TROUBLE, Cluster, eventually
 
 ELECTION_S = 0.6  # the longest election timeout
 DISK = "256m"
-MAX_RSS_MB, MAX_DESCRIPTORS = 400, 250
+MAX_RSS_MB, MAX_DESCRIPTORS, MAX_THREADS = 200, 150, 50
+THREADS = {  # what every node must have, beside a dialer for each peer
+    "MainThread", "raft-worker", "election", "heartbeat", "ping", "projector", "segment-preparer",
+    "raft-accept", "clients-acceptor", "http",
+}  # fmt: skip
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z")
 TIMING = {
     "election_timeout_ms": [300, int(ELECTION_S * 1000)],
@@ -34,11 +39,23 @@ TIMING = {
 
 @dataclass
 class Usage:
-    """The most that any process of a node has taken."""
+    """What a process takes, or the most that any process of a node has taken."""
 
     rss_mb: float = 0.0
     descriptors: int = 0
     threads: int = 0
+
+
+def usage_of(pid: int) -> Usage:
+    """What a process takes now; zeros if there is none."""
+    usage = Usage()
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        found = dict(re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.MULTILINE))
+        usage.rss_mb = round(int(found.get("VmRSS", 0)) / 1024, 1)
+        usage.threads = int(found.get("Threads", 0))
+        usage.descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return usage
 
 
 @dataclass
@@ -52,13 +69,14 @@ class Watch:
 
 
 class ChaosCluster(Cluster):
-    """Nodes 1..count, all in `network`. disks: whether each has a small disk of its own (tmpfs; root)."""
+    """Nodes 1..count, all in `network`. disks: whether each has a small disk of its own (tmpfs; root);
+    clocks: whether their wall clocks can be set; power: whether a kill loses what was not synced."""
 
     def __init__(
         self, directory: Path, network: Network, count: int, *, disks: bool, clocks: bool, mongo_port: int,
-        **overrides: dict[str, Any],
+        power: bool = False, **overrides: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.network, self.disks, self.clocks = network, disks, clocks
+        self.network, self.disks, self.clocks, self.power = network, disks, clocks, power
         self.directory = directory
         self.ids = list(range(1, count + 1))
         self.addresses = {n: network.add(n) for n in self.ids}
@@ -70,7 +88,7 @@ class ChaosCluster(Cluster):
                 "data_dir": str(directory / "data"), "segment_bytes": 65536, "snapshot_every_entries": 500,
             },
             "database": {"uri": f"mongodb://{network.gateway}:{mongo_port}/?directConnection=true"},
-            "rewards": {"interval_ms": 500, "ban_threshold": 100_000, "max_spam": 1_000_000},
+            "rewards": dict(REWARDS),
             "security": {"insecure": True},
         }  # fmt: skip
         for section, values in overrides.items():
@@ -84,6 +102,9 @@ class ChaosCluster(Cluster):
         self.watch = Watch()
         self.ever = set(self.ids)
         self._mounted: list[Path] = []
+        self._read_to: dict[
+            int, tuple[int, bool]
+        ] = {}  # of each log: bytes, whether the last line was excused
 
     # --- processes ----------------------------------------------------------------------------------------
 
@@ -92,9 +113,12 @@ class ChaosCluster(Cluster):
         for n in ids or self.ids:
             self._disk(n)
             environment = dict(os.environ)
-            wrapped = self.clocks or isinstance(self.network, Loopback) or "CHAOS_BUG" in environment
+            wrapped = self.clocks or self.power or isinstance(self.network, Loopback)
+            wrapped = wrapped or "CHAOS_BUG" in environment
             if self.clocks:
                 environment["CHAOS_CLOCK"] = str(self._clock(n))
+            if self.power:
+                environment["CHAOS_POWER"] = "1"
             if isinstance(self.network, Loopback):
                 environment["CHAOS_ROUTES"] = str(self.network.routes(n))
             what = program or (["tests/chaos/node_program.py"] if wrapped else ["super_node.py"])
@@ -118,13 +142,13 @@ class ChaosCluster(Cluster):
     def _clock(self, node: int) -> Path:
         file = self.directory / f"clock-{node}"
         if not file.exists():
-            file.write_text("0")
+            file.write_text("0 0")
         return file
 
-    def set_clock(self, node: int, offset_ms: int) -> None:
-        """Put the node's wall clock that far off."""
+    def set_clock(self, node: int, offset_ms: int = 0, drift: float = 0.0) -> None:
+        """Put the node's wall clock that far off, and let its monotonic one run faster by that share."""
         fresh = self.directory / f"clock-{node}.new"
-        fresh.write_text(str(offset_ms))
+        fresh.write_text(f"{offset_ms} {drift}")
         fresh.rename(self._clock(node))
 
     def crash(self, node: int) -> None:
@@ -206,40 +230,65 @@ class ChaosCluster(Cluster):
                     self.watch.deaths.append(f"node {n} ended by itself with exit code {code}")
 
     def _measure(self, node: int, pid: int) -> None:
-        usage = self.watch.usage.setdefault(node, Usage())
-        with contextlib.suppress(OSError):
-            status = Path(f"/proc/{pid}/status").read_text()
-            found = dict(re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.MULTILINE))
-            usage.rss_mb = max(usage.rss_mb, int(found.get("VmRSS", 0)) / 1024)
-            usage.threads = max(usage.threads, int(found.get("Threads", 0)))
-            usage.descriptors = max(usage.descriptors, len(list(Path(f"/proc/{pid}/fd").iterdir())))
+        usage, now = self.watch.usage.setdefault(node, Usage()), usage_of(pid)
+        usage.rss_mb = max(usage.rss_mb, now.rss_mb)
+        usage.threads = max(usage.threads, now.threads)
+        usage.descriptors = max(usage.descriptors, now.descriptors)
 
     def excesses(self) -> list[str]:
         """Nodes that took more than they may."""
         return [
-            f"node {n} took {usage.rss_mb:.0f} MB and {usage.descriptors} descriptors"
+            f"node {n} took {usage.rss_mb:.0f} MB, {usage.descriptors} descriptors, {usage.threads} threads"
             for n, usage in self.watch.usage.items()
-            if usage.rss_mb > MAX_RSS_MB or usage.descriptors > MAX_DESCRIPTORS
+            if usage.rss_mb > MAX_RSS_MB or usage.descriptors > MAX_DESCRIPTORS or usage.threads > MAX_THREADS
         ]
 
-    def all_troubles(self, excused: Callable[[int, float, str], bool]) -> list[str]:
-        """Lines that no log may have, of nodes that are and that were.
+    def missing_threads(self, timeout_s: float = 10.0) -> list[str]:
+        """Threads that a node should have and has not, told by name. A node that has just started, or has
+        just learned of a peer, is given some time."""
+        wrong = []
+        for n in self.ids:
+            wanted = THREADS | {f"raft-dial-{peer}" for peer in self.ids if peer != n}
+            missing: set[str] = set()
+
+            def complete(n: int = n, wanted: set[str] = wanted, missing: set[str] = missing) -> bool:
+                there = self.info(n)["threads"].split(",")
+                missing.clear()
+                missing.update(wanted.difference(there))
+                if not any(name.startswith("clients-") and name != "clients-acceptor" for name in there):
+                    missing.add("a handler of clients")
+                return not missing
+
+            try:
+                eventually(complete, timeout_s, "all threads")
+            except AssertionError as error:
+                wrong.append(f"node {n} is without {sorted(missing) or error}")
+        return wrong
+
+    def new_troubles(self, excused: Callable[[int, float, str], bool]) -> list[str]:
+        """Lines since the last call that no log may have, of nodes that are and that were.
 
         excused(node, wall clock, line): whether a fault explains it; what follows without a time, such as a
         traceback, goes with it.
         """
         found = []
         for n in sorted(self.ever):
-            if not (self.directory / f"node-{n}.log").exists():
+            path = self.directory / f"node-{n}.log"
+            if not path.exists():
                 continue
-            allowed = False
-            for line in self.log_of(n).splitlines():
+            start, allowed = self._read_to.get(n, (0, False))
+            with path.open("rb") as file:
+                file.seek(start)
+                fresh = file.read()
+            fresh = fresh[: fresh.rfind(b"\n") + 1]  # the rest is being written
+            for line in fresh.decode(errors="replace").splitlines():
                 if stamp := _STAMP.match(line):
                     trouble = TROUBLE.search(line) is not None
                     moment = datetime.fromisoformat(stamp[0]).timestamp() if trouble else 0.0
                     allowed = trouble and excused(n, moment, line)
                 if TROUBLE.search(line) and not allowed:
                     found.append(f"node {n}: {line}")
+            self._read_to[n] = (start + len(fresh), allowed)
         return found
 
     def answering(self, timeout_s: float = 60.0) -> None:

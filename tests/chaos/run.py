@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,33 @@ import redis
 
 from database.embedded import EmbeddedServer
 from tests.chaos import members
+from tests.chaos.books import check_book
 from tests.chaos.clients import Client, Findings, Link, LostError, NotSentError, Targets, Worker, code_of
 from tests.chaos.faults import Scene
-from tests.chaos.followers import Follower, check_book, flat
+from tests.chaos.followers import Follower, flat
 from tests.chaos.history import FAILED, OK, UNKNOWN, History, Operation
+from tests.chaos.judge import ask_once, check_counters, check_growth, check_heard, final_reads, open_interval
 from tests.chaos.linearizability import LINEARIZABLE, check
+from tests.chaos.listeners import Ear, MongoWatch
 from tests.chaos.mongo import check_mongo
 from tests.chaos.nemesis import CALM, EXCUSES, EXPECTED, FAR_REACHING, Nemesis, plan
 from tests.chaos.network import Loopback, Namespaces, Network, namespaces_work
-from tests.chaos.nodes import ELECTION_S, ChaosCluster
+from tests.chaos.nodes import ELECTION_S, ChaosCluster, usage_of
 from tests.chaos.timeline import draw
+from tests.chaos.truants import Pest, Sleeper
 from tests.node.cluster import free_ports
 
 RECOVERY_S = 10 * ELECTION_S
 LAST_WORDS_NS = 10_000_000_000  # so long after a fault a node may still speak of it
+RECENT = 200  # strikes; far more than there are in a round
 SILENCE_EXCUSE_NS = 3_000_000_000  # after a node was struck it may still have to start
 
 
 @dataclass
 class Options:
-    """What to run. kinds: of faults; rate_pause_s: the longest rest of a client between operations."""
+    """What to run. kinds: of faults; rate_pause_s: the longest rest of a client between operations;
+    followers: good ones, beside two that break rules; power: a kill loses what was not synced; least_rounds:
+    however long they take."""
 
     directory: Path
     seconds: float
@@ -52,10 +59,13 @@ class Options:
     clients: int = 10
     followers: int = 3
     round_s: float = 20.0
+    least_rounds: int = 1
     rate_pause_s: float = 0.015
     mongo: bool = True
     loopback: bool = False
     lease_reads: bool = False
+    power: bool = False
+    mix: str = ""
 
 
 @dataclass
@@ -73,6 +83,14 @@ class Report:
     intervals: int = 0
     slowest_s: float = 0.0  # the longest wait for an answer of a node that no fault held
     usage: dict[int, str] = field(default_factory=dict)
+    tally: dict[str, int] = field(default_factory=dict)  # what nodes made of faults that leave a choice
+    growth: list[dict[str, float]] = field(default_factory=list)  # after each round: see Run._note_growth
+    documents: dict[str, int] = field(default_factory=dict)  # in MongoDB, by collection
+    ledger: dict[str, int] = field(default_factory=dict)  # how often its rules came into play
+    mongo_looks: int = 0
+    unread: int = 0  # acknowledged reports whose outcome was not read in time (MongoDB was asked)
+    seconds: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Run:
@@ -95,13 +113,12 @@ class Run:
 
     def run(self) -> Report:
         """Start, rounds, end. Whatever goes wrong stands in the report."""
-        began = time.monotonic()
+        began = self._began = time.monotonic()
         self._wall_offset_s = time.time() - began
         with contextlib.ExitStack() as stack:
             try:
                 self._open(stack)
-                while time.monotonic() - began < self.options.seconds and not self.report.violations:
-                    left = self.options.seconds - (time.monotonic() - began)
+                while self._goes_on(left := self.options.seconds - (time.monotonic() - began)):
                     self._round(max(4.0, min(self.options.round_s, left - 6)))
                 self._last_questions()
             except Exception as error:  # noqa: BLE001 - a harness that fails proves nothing
@@ -111,6 +128,10 @@ class Run:
                 self._stopped.set()
                 self._conclude()
         return self.report
+
+    def _goes_on(self, left_s: float) -> bool:
+        more = left_s > 0 or self.report.rounds < self.options.least_rounds
+        return more and not self.report.violations
 
     def _traceback(self) -> None:
         import traceback
@@ -128,7 +149,7 @@ class Run:
             stack.callback(self.mongo.kill)
         self.cluster = ChaosCluster(
             self.directory, self.network, options.nodes, disks="full" in options.kinds and os.geteuid() == 0,
-            clocks="clock" in options.kinds, mongo_port=port,
+            clocks=bool({"clock", "drift"} & set(options.kinds)), mongo_port=port, power=options.power,
             raft={"lease_reads": options.lease_reads},
         )  # fmt: skip
         stack.callback(self.cluster.stop)
@@ -143,10 +164,13 @@ class Run:
             Worker(self._client(f"c{n}", seed), self.history, self._stopped, options.rate_pause_s)
             for n in range(options.clients)
         ]
-        self.followers = [
-            Follower(self._client(f"w{n}", seed), self._stopped) for n in range(options.followers)
-        ]
-        for thread in self._threads():
+        kinds: list[type[Follower]] = [*[Follower] * options.followers, Sleeper, Pest]
+        self.followers = [kind(self._client(f"w{n}", seed), self._stopped) for n, kind in enumerate(kinds)]
+        self.ear = Ear(seed, lambda: self._targets, self.findings, self._stopped)
+        self.listeners: list[Ear | MongoWatch] = [self.ear]
+        if self.mongo is not None:
+            self.listeners.append(MongoWatch(self.mongo.uri, self.findings, self._stopped))
+        for thread in (*self._threads(), *self.listeners):
             thread.start()
 
     def _client(self, name: str, seed: str) -> Client:
@@ -181,6 +205,7 @@ class Run:
                 self.nemesis.strike(kind)
                 self._heal()
         self._question()
+        self._note_growth()
         self.report.rounds += 1
         self._aim()
         for thread in self._threads():
@@ -253,7 +278,7 @@ class Run:
                 self._violation(f"client {thread.name} hangs")
         operations = self.history.take()
         keys = sorted({operation.key for operation in operations})
-        self._final_reads(keys)
+        final_reads(self.history, self._targets.addresses, keys)
         operations += self.history.take()
         self._show("judging")
         self._judge(operations)
@@ -262,54 +287,20 @@ class Run:
         self.cluster.agree(60)
         self._judge_nodes()
 
-    def _final_reads(self, keys: list[str]) -> None:
-        """Every key through every node, as operations like any other."""
-        for n, address in self._targets.addresses.items():
-            link = Link(address)
-            for key in keys:
-                name = f"{key}:a" if key.startswith("m:") else key
-                operation = Operation(key, "get", None, time.monotonic_ns(), client="last", node=n)
-                (reply,) = link.ask(["GET", name])
-                if code_of(reply):
-                    operation.outcome, operation.error = FAILED, code_of(reply)
-                else:
-                    operation.outcome = OK
-                    counter = key[0] in "co"
-                    operation.result = None if reply is None else int(reply) if counter else reply.decode()
-                operation.ended = time.monotonic_ns()
-                self.history.add(operation)
-            link.close()
-
     def _judge(self, operations: list[Operation]) -> None:
+        report = self.report
         for verdict in check(operations):
-            self.report.keys += 1
-            self.report.longest_search = max(self.report.longest_search, verdict.steps)
+            report.keys += 1
+            report.longest_search = max(report.longest_search, verdict.steps)
             if verdict.answer != LINEARIZABLE:
                 around = "".join(f"\n    {each}" for each in verdict.around)
                 self._violation(f"{verdict.key}: {verdict.answer}: {verdict.reason}{around}")
-        self._judge_counters(operations)
+        report.violations += check_counters(operations)
         for o in operations:
             took = (o.ended - o.began) / 1e9
             once = o.key.startswith("o:") and o.what == "incr"
-            if took > self.report.slowest_s and not once and not self._excused(o.node, o.began, o.ended):
-                self.report.slowest_s = took
-
-    def _judge_counters(self, operations: list[Operation]) -> None:
-        """Said once more without the search: what the counters must come to."""
-        acked: dict[str, int] = {}
-        unknown: dict[str, int] = {}
-        last: dict[str, int] = {}
-        for o in operations:
-            if o.what == "incr":
-                tally = {OK: acked, UNKNOWN: unknown}.get(o.outcome, {})
-                tally[o.key] = tally.get(o.key, 0) + 1
-            elif o.client == "last" and o.key[0] in "co" and o.outcome == OK:
-                last[o.key] = o.result or 0
-        for key, value in last.items():
-            least = acked.get(key, 0)
-            most = least + unknown.get(key, 0)
-            if not least <= value <= most:
-                self._violation(f"{key} is {value}, acknowledged {least}, unknown {most - least}")
+            if took > report.slowest_s and not once and not self._excused(o.node, o.began, o.ended):
+                report.slowest_s = took
 
     def _judge_follower(self, follower: Follower) -> None:
         deadline = time.monotonic() + 30
@@ -318,36 +309,41 @@ class Run:
                 self._violation(f"REWARD HISTORY of {follower.name} is not answered")
                 return
             time.sleep(0.05)
-        while True:  # between two closings of an interval
+        while True:  # one interval must be open from the first question to the last
             node = self.rng.choice(self.cluster.ids)
-            before = self._current(node)
-            info = flat(_raw(self.cluster, node, "FOLLOWER", "INFO", follower.name))
-            follower.look()
-            if info and self._current(node) == before:
+            before = open_interval(self.cluster, node)
+            info = flat(ask_once(self.cluster, node, "FOLLOWER", "INFO", follower.name))
+            if before and info and follower.look() and open_interval(self.cluster, node) == before:
                 break
             if time.monotonic() > deadline:
-                self._violation("no quiet moment between intervals to read the ledger in")
+                self._violation("no quiet moment within an interval to read the ledger in")
                 return
         self.report.intervals = max(self.report.intervals, before)
-        for wrong in check_book(follower.book, info, before):
-            self._violation(wrong)
-
-    def _current(self, node: int) -> int:
-        return int(flat(_raw(self.cluster, node, "INTERVAL", "CURRENT")).get("interval", 0))
+        self.report.violations += check_book(follower.book, info, before, later=self.mongo is not None)
 
     def _judge_nodes(self) -> None:
         watch = self.cluster.watch
-        for found in (watch.deaths, self.findings.wrong):
+        for found in (watch.deaths, self.findings.wrong, self.scene.wrong):
             self.report.violations += found
             found.clear()
-        for line in self.cluster.all_troubles(self._explained)[:20]:
+        for line in self.cluster.new_troubles(self._explained)[:20]:
             self._violation(f"in the log: {line}")
-        self.report.violations += self.cluster.excesses()
+        self.report.violations += self.cluster.missing_threads() + self.cluster.excesses()
         silences, self.findings.silences = self.findings.silences, []
         for node, began, ended in silences:
             self.report.silences += 1
             if not self._excused(node, began, ended):
                 self._violation(f"node {node} gave no answer for {(ended - began) / 1e9:.1f} s, at {began}")
+
+    def _note_growth(self) -> None:
+        """What may not grow without bound: of nodes as they are now the most, of the harness and MongoDB."""
+        taken = [usage_of(self.cluster.processes[n].pid) for n in self.cluster.ids]
+        self.report.growth.append({
+            "at_s": round(time.monotonic() - self._began),
+            "node_mb": max(u.rss_mb for u in taken), "descriptors": max(u.descriptors for u in taken),
+            "threads": max(u.threads for u in taken), "harness_mb": usage_of(os.getpid()).rss_mb,
+            "mongo_mb": usage_of(self.mongo.pid).rss_mb if self.mongo and self.mongo.pid else 0,
+        })  # fmt: skip
 
     def _explained(self, node: int, wall_s: float, line: str) -> bool:
         """Whether a fault that struck this node then (or, of some kinds, any node before) may say this."""
@@ -365,17 +361,31 @@ class Run:
         return any(
             strike.kind in EXCUSES and strike.node == node
             and strike.began < ended and (strike.ended or ended) + SILENCE_EXCUSE_NS > began
-            for strike in self.nemesis.strikes
+            for strike in self.nemesis.strikes[-RECENT:]
         )  # fmt: skip
 
     def _last_questions(self) -> None:
         self._stopped.set()
         for thread in self._threads():
             thread.join(30)
+        for thread in self.listeners:
+            thread.join(30)
+        books = [f.book for f in self.followers]
+        self.report.ledger = {
+            "answers BANNED": sum(book.bans for book in books),
+            "bans for spam": sum(book.spam_bans for book in books),
+            "absences": sum(len(book.absences) for book in books),
+            "over-claims": sum(book.refused_claims for book in books),
+            "published outcomes": len(self.ear.heard),
+        }
+        self.report.unread = sum(len(book.reported - book.outcomes.keys()) for book in books)
+        self.report.violations += check_heard(books, self.ear.heard) + check_growth(self.report.growth)
         if self.mongo is not None:
             self._show("comparing with MongoDB")
-            for wrong in check_mongo(self.cluster, self.mongo, [f.book for f in self.followers]):
-                self._violation(wrong)
+            wrong, self.report.documents = check_mongo(self.cluster, self.mongo, books, self.ear.heard)
+            self.report.violations += wrong
+            self.report.mongo_looks = self.listeners[-1].looks  # type: ignore[union-attr]
+        self.report.violations += self.findings.wrong
 
     def _violation(self, text: str) -> None:
         self.report.violations.append(text)
@@ -383,9 +393,13 @@ class Run:
     def _conclude(self) -> None:
         self.history.close()
         self.report.operations = dict(self.history.counts)
+        self.report.seconds = time.monotonic() - self._began
+        told = asdict(self.options)
+        self.report.settings = {name: value for name, value in told.items() if name != "directory"}
         if not hasattr(self, "nemesis"):
             return
         self.report.faults = dict(sorted(self.nemesis.counts.items()))
+        self.report.tally = dict(sorted(self.scene.tally.items()))
         self.report.usage = {
             n: f"{u.rss_mb:.0f} MB, {u.descriptors} descriptors, {u.threads} threads"
             for n, u in sorted(self.cluster.watch.usage.items())
@@ -412,16 +426,3 @@ def _network(options: Options, rng: random.Random) -> Iterator[Network]:
         yield network
     finally:
         network.close()
-
-
-def _raw(cluster: ChaosCluster, node: int, *words: Any) -> Any:
-    """A reply as it is on the wire, or None where it is refused."""
-    address = cluster.addresses[node]
-    with contextlib.suppress(NotSentError, LostError):
-        link = Link((address["host"], address["client_port"]))
-        try:
-            (reply,) = link.ask(words)
-        finally:
-            link.close()
-        return None if code_of(reply) else reply
-    return None

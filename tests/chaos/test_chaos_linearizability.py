@@ -47,9 +47,15 @@ HONEST: dict[str, Sequence[Operation]] = {
     "a refused write": [put(1, 0, 1), put(2, 2, 3, FAILED), get(1, 4, 5)],
     "SET NX": [op("setnx", 1, 0, 1), op("setnx", 2, 2, 3, False), get(1, 4, 5)],
     "IFEQ": [put(1, 0, 1), op("ifeq", (1, 2), 2, 3), op("ifeq", (1, 3), 4, 5, False), get(2, 6, 7)],
+    "a write of the value that is there, which counts later": [
+        put(3, 2, 3), put(3, 4, 6), put(1, 5, 6), get(3, 7, 8)],
+    "the same with values that nobody ever saw": [
+        put(7, 0, 1), put(8, 2, 9), put(1, 3, 4), op("ifeq", (1, 5), 10, 11, False)],
+    "IFEQ that writes what is there, which counts later": [
+        put(1, 0, 1), op("ifeq", (1, 1), 2, 9), put(2, 3, 4), op("ifeq", (2, 1), 5, 6), get(1, 10, 11)],
     "a counter": [op("incr", 1, 0, 5, 2), op("incr", 1, 1, 4, 1), get(2, 6, 7)],
     "a counter with an unknown one": [op("incr", 1, 0, 1, 0, UNKNOWN), op("incr", 1, 2, 3, 2)],
-}
+}  # fmt: skip
 
 FAULTY: dict[str, Sequence[Operation]] = {
     "stale read": [put(1, 0, 1), put(2, 2, 3), get(1, 4, 5)],

@@ -21,6 +21,7 @@ KINDS_OF_THE_SHORT_RUN = tuple(kinds_of(["kill", "pause", "partition", "transfer
 def test_a_cluster_survives_a_short_run(tmp_path: Path) -> None:
     """Where there is no root, every link goes through a proxy instead of namespaces."""
     options = Options(tmp_path / "run", 25, seed=4, kinds=KINDS_OF_THE_SHORT_RUN, round_s=9, mongo=False)
+    options.least_rounds = 2
     report = Run(options, lambda _: None).run()
     assert report.violations == [], f"look at {options.directory}/timeline.html"
     assert report.operations["ok"] > 500 and report.rounds >= 2

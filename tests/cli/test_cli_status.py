@@ -93,6 +93,14 @@ def test_the_table() -> None:
     assert "leader: node 1, term 3" in text
 
 
+def test_a_node_that_recovers_is_told() -> None:
+    recovering = info(3) + "\r\nrecovering:1\r\nrecovering_from:7"
+    console = Console(file=io.StringIO(), width=120)
+    console.print(to_table(judge(reports(info(1, "leader"), info(2), recovering))))
+    assert isinstance(console.file, io.StringIO)
+    assert "node 3 gives no vote: its log lacks entries from 7 on" in console.file.getvalue()
+
+
 def test_the_table_fits_into_80_columns() -> None:
     """With long addresses and numbers, and a node that is away: nothing is cut off, numbers least of all."""
     member = Member(id=1, host="192.168.100.200", raft_port=1, client_port=27201, http_port=3)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cli.verify import run_verify
-from raft.core.effects import HardState
+from raft.core.effects import HardState, LostEntries
 from raft.core.entry import Entry
+from raft.storage.lost_entries import encode_lost_entries
 from raft.storage.node_storage import NodeStorage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +117,17 @@ def test_a_damaged_log_is_refused_with_file_and_byte(
     damage(path, at)
     report = report_of(directory, capsys, 1)
     assert f"{path}: damaged at byte" in str(report["problem"])
+
+
+def test_a_node_that_recovers_is_sound_and_told(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "lost-entries").write_bytes(encode_lost_entries(LostEntries(50, 3)))
+    report = report_of(directory, capsys, 0)
+    assert report["notes"] == ["acknowledged entries from 50 on are lost: no vote before they are here again"]
+    files = report["files"]
+    assert isinstance(files, list)
+    assert ("lost-entries", "from entry 50 on, in term 3") in [(f["file"], f["content"]) for f in files]
+    damage(directory / "lost-entries", 20)
+    assert set(problems(report_of(directory, capsys, 1))) == {"lost-entries"}
 
 
 def test_a_missing_file_of_the_log_is_noticed(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

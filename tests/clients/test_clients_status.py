@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +41,24 @@ def test_raft_info(client: redis.Redis, harness: Harness) -> None:
     assert (info["voters"], info["learners"], info["silent"]) == ("1,2,3", "4", "3")
     assert (info["match_2"], info["match_3"]) == ("41", "40")
     assert (info["database_lag"], info["snapshot_index"]) == ("9", "5")
+    assert (info["recovering"], info["recovering_from"]) == ("0", "0")
+    harness.backend.current = make_status(recovering_from=12)
+    info = fields(client.execute_command("RAFT INFO"))
+    assert (info["recovering"], info["recovering_from"]) == ("1", "12")
+
+
+def test_raft_info_names_the_threads_that_live(client: redis.Redis) -> None:
+    def named() -> list[str]:
+        return fields(client.execute_command("RAFT INFO"))["threads"].split(",")
+
+    assert {"MainThread", "clients-acceptor"} <= set(named())
+    done = threading.Event()
+    more = threading.Thread(target=done.wait, name="one-more")
+    more.start()
+    assert "one-more" in named()
+    done.set()
+    more.join()
+    assert "one-more" not in named()
 
 
 def test_raft_info_without_a_leader(client: redis.Redis, harness: Harness) -> None:

@@ -119,6 +119,10 @@ class Lab:
         node.disk = Disk()
         node.identity = f"{node.identity}'" if self.has_identities else ""
 
+    def lose(self, node_id: int, from_index: int) -> None:
+        """A node that is down loses its log from there on, and knows it."""
+        self.nodes[node_id].disk.lose(from_index)
+
     def change(self, node_id: int, configuration: Configuration) -> int | str:
         """Order a leader to change the configuration; its effects are carried out."""
         answer = self.nodes[node_id].change_configuration(configuration)

@@ -22,6 +22,7 @@ A command stands at the start of a line, what came of it stands indented below; 
     chunks BYTES | hold I | load I | abort I    size of a chunk | I loads what it received only | when told |
                                       I forgets an unfinished one
     wipe I                            the node I, which is down, gets an empty disk
+    rot I INDEX                       the node I, which is down, has lost its log from INDEX on, and knows it
     suspect I PEER | disconnect I PEER    what I's pings say | what I's connections say
     status | log | queue | members    all nodes | all logs on disk | all messages under way | configurations
     show messages | hide messages     whether messages are printed as they leave
@@ -316,6 +317,9 @@ class Player:
     def do_wipe(self, arguments: list[str]) -> None:
         self.lab.wipe(int(arguments[0]))
 
+    def do_rot(self, arguments: list[str]) -> None:
+        self.lab.lose(int(arguments[0]), int(arguments[1]))
+
     def do_members(self, arguments: list[str]) -> None:
         for node_id, node in self.lab.nodes.items():
             if node.core is None:
@@ -419,7 +423,11 @@ def describe(message: Message) -> str:
         return f"snapshot {message.last_index}.{message.last_term}, {part}, term {message.term}"
     if isinstance(message, InstallSnapshotResponse):
         return f"snapshot {message.last_index} has come to byte {message.wanted}, term {message.term}"
+    if isinstance(message, ReadIndexRequest) and message.log_end:
+        return f"where does your log end?, term {message.term}"
     if isinstance(message, ReadIndexRequest):
         return f"read index? for read {message.request_id}"
     assert isinstance(message, ReadIndexResponse)
+    if message.last_index:
+        return f"my log ends at {message.last_index}, term {message.term}"
     return f"read index {message.read_index if message.ok else 'refused'} for read {message.request_id}"

@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.mutants.core_mutants import MUTANTS, Mutant
+from tests.mutants import core_mutants, repair_mutants
+from tests.mutants.core_mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 # What is quick, and tells most, comes first; -x stops at the first failure.
@@ -22,6 +23,8 @@ STAGES = (
     ("tests/core/test_core_scripts.py", "tests/core"),
     ("tests/simulation",),
 )
+STORAGE_STAGES = (("tests/storage/test_storage_repair.py", "tests/storage"),)
+MUTANTS = (*core_mutants.MUTANTS, *repair_mutants.MUTANTS)
 
 
 def killed_by(mutant: Mutant, tree: Path, stages: Sequence[Sequence[str]] = STAGES) -> str | None:
@@ -69,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
             if arguments and str(mutant.bug) not in arguments:
                 continue
             count = (tree / mutant.file).read_text(encoding="utf-8").count(mutant.old)
-            killer = killed_by(mutant, tree) if count == 1 else None
+            stages = STORAGE_STAGES if mutant.file.startswith("raft/storage/") else STAGES
+            killer = killed_by(mutant, tree, stages) if count == 1 else None
             lived += killer is None
             verdict = killer or ("LIVES" if count == 1 else f"DOES NOT APPLY: found {count} times")
             print(f"{mutant.bug or 'own':>3}  {mutant.why}\n     {verdict}", flush=True)

@@ -16,6 +16,9 @@ from node_support import Load
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with running(tmp_path) as started:
         started.leader()
+        # A node makes its first log file with its first entry; on a busy disk that takes longer than a
+        # transfer may, so whoever is asked to take over in the meantime does not.
+        started.agree()
         yield started
 
 

@@ -574,6 +574,7 @@ def test_not_before_the_term_is_applied() -> None:
     assert digests_in(bench) == 0
     for _ in range(4):
         bench.ack()
+        bench.turn()
     assert digests_in(bench) == 1
 
 

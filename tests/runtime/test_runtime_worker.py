@@ -18,7 +18,7 @@ from raft.core.messages import (
 )
 from raft.core.state import Progress, Role
 from raft.runtime import worker as worker_module
-from raft.runtime.worker import DISK_FULL_RETRY_S, LONGEST_WAIT_S, MAX_POSTED
+from raft.runtime.worker import DISK_FULL_RETRY_S, EXPIRY_STEP_MS, LONGEST_WAIT_S, MAX_POSTED
 from raft.storage.errors import DiskFullError, StorageError
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage, Ping, Pong
 
@@ -416,3 +416,44 @@ def test_the_worker_does_not_spin_while_a_received_snapshot_is_loaded() -> None:
     assert bench.worker._wait_s() <= 0.001
     bench.installs._receiver._load = cast(Any, object())
     assert bench.worker._wait_s() == LONGEST_WAIT_S
+
+
+def test_an_acknowledgement_that_brings_nothing_costs_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.lead()
+    waiter = bench.ask([b"SET", b"k", b"v"])
+    bench.ack(2)
+    assert waiter.answer == b"+OK\r\n"
+    served: list[float] = []
+    monkeypatch.setattr(bench.desk, "take_batches", lambda: served.append(bench.clock.now))
+    bench.worker._next_expiry_check_ms = bench.clock.now + EXPIRY_STEP_MS
+    bench.ack(3, pongs=False)
+    assert not served and bench.state.progress[3].match_index == bench.state.log.last_index
+    assert bench.worker._wait_s() * 1000 <= EXPIRY_STEP_MS, "what else there is to do waits no longer"
+    for _ in range(20):  # nor do acknowledgements that go on for ever keep it off
+        bench.ack(3, pongs=False)
+    assert served
+
+
+@pytest.mark.parametrize("news", ["client", "posted", "read", "commit"])
+def test_an_acknowledgement_hides_nothing_else(news: str) -> None:
+    bench = Bench()
+    bench.lead()
+    bench.worker._next_expiry_check_ms = bench.clock.now + EXPIRY_STEP_MS
+    posted: list[float] = []
+    if news == "client":
+        bench.submit([b"SET", b"k", b"v"])
+    elif news == "posted":
+        bench.worker.post(posted.append)
+    elif news == "read":
+        waiter = bench.ask([b"GET", b"k"])
+    else:
+        waiter = bench.ask([b"SET", b"k", b"v"])
+    last = bench.state.log.last_index
+    bench.ack(3, pongs=False)
+    if news == "client":
+        assert bench.state.log.last_index == last + 1
+    elif news == "posted":
+        assert posted
+    else:
+        assert waiter.answer is not None

@@ -234,7 +234,9 @@ class Checker:
             seen.match = {peer: match for peer, match in seen.match.items() if peer in state.progress}
         for peer, progress in state.progress.items():
             match = progress.match_index
-            if match < seen.match.get(peer, 0):
+            # A peer that is on its way out may have lost its disk; the leader finds out, and counts it anew.
+            counted_anew = match == 0 and peer in self.wiped
+            if match < seen.match.get(peer, 0) and not counted_anew:
                 violated(f"match of {peer} at {node.node_id} regressed to {match}")
             if not match < progress.next_index <= last + 1:
                 violated(f"next of {peer} at {node.node_id}: {progress}")

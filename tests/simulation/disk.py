@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from raft.core.effects import AppendLog, HardState, LogOperation, ResetLog, TruncateLog
+from raft.core.effects import AppendLog, HardState, LogOperation, LostEntries, ResetLog, TruncateLog
 from raft.core.entry import Entry, EntryKind
 
 Record: TypeAlias = TruncateLog | ResetLog | Entry
@@ -93,6 +93,7 @@ class Disk:
         last_term = self.log[-1].term if self.log else 0
         self.hard_state = hard_state or HardState(last_term)
         self.snapshot = NO_SNAPSHOT
+        self.lost: LostEntries | None = None
 
     # --- raft.core.log.LogReader ------------------------------------------------------------------------
 
@@ -161,6 +162,21 @@ class Disk:
             self.log.compact(index)
             self.synced.compact(index)
 
+    def lose(self, from_index: int) -> None:
+        """A node that is down loses its log from from_index on, and knows it (raft/core/recovery.py). What
+        the snapshot covers is not lost."""
+        from_index = max(from_index, self.snapshot.index + 1, self.synced.base_index + 1)
+        if from_index <= self.synced.last_index:
+            self.synced.change(TruncateLog(from_index))
+        if self.lost is not None:
+            from_index = min(from_index, self.lost.from_index)
+        self.lost = LostEntries(from_index, self.hard_state.term)
+        self._reread()
+
+    def _reread(self) -> None:
+        self.log = Image(self.synced)
+        self.log.base_index, self.log.base_term = self.synced.base_index, self.synced.base_term
+
     def crash(self, rng: random.Random, *, power_cut: bool) -> None:
         """The process dies. A power cut keeps any prefix of the unsynced records; otherwise all survive.
 
@@ -175,8 +191,7 @@ class Disk:
             covered > self.synced.last_index or self.synced.term(covered) != self.snapshot.term
         ):
             self.synced.reset(covered, self.snapshot.term)
-        self.log = Image(self.synced)
-        self.log.base_index, self.log.base_term = self.synced.base_index, self.synced.base_term
+        self._reread()
 
     def holds(self, index: int, term: int) -> bool:
         """Whether a power cut now would leave the entry (index, term), or a snapshot that covers it."""

@@ -123,35 +123,42 @@ class Members:
 
     # --- the operator -----------------------------------------------------------------------------------
 
-    def change(self, rng: random.Random, leader: Node, changes: Changes) -> None:
-        """One order to a leader, which may refuse it."""
+    def change(self, rng: random.Random, leader: Node, changes: Changes) -> str:
+        """One order to a leader, which may refuse it. Returns what it took, "" for nothing."""
         state = leader.running.state
         configuration = state.configuration
         everyone = (*configuration.voters, *configuration.learners)
         lost = [n for n in everyone if self.is_lost(n, configuration)]
         if lost:  # who has lost a disk has no second voter to spare
-            self._order(leader, configuration.without(rng.choice(lost)))
-            return
+            return self._order(leader, configuration.without(rng.choice(lost)))
         unknown = [s.id for s in configuration.servers if not s.identity] if changes.identities else []
         removable = len(everyone) > 1 and not unknown  # nobody knows whether these can vote
         strangers = [n for n in self.nodes if not configuration.has(n)]
         ready = [n for n in configuration.learners if reconfiguration.caught_up(state, n)]
-        kinds: dict[Callable[[], Configuration | None], float] = {
+        kinds: dict[Callable[[], Configuration | str], float] = {
             lambda: configuration.with_identities(self._heard(), "c"): 5.0 if unknown else 0.0,
             lambda: self._with_learner(rng, configuration, rng.choice(strangers)): 1.5 if strangers else 0.0,
             lambda: configuration.with_voter(rng.choice(ready)): 1.0 if ready else 0.0,
             lambda: configuration.without(self._leaver(rng, leader)): 1.0 if removable else 0.0,
-            lambda: leader.transfer(rng.choice((None, *configuration.voters))) and None: changes.transfer,
+            lambda: self._transfer(leader, rng.choice((None, *configuration.voters))): changes.transfer,
         }
         if not any(kinds.values()):
-            return
+            return ""
         wanted = rng.choices(list(kinds), list(kinds.values()))[0]()
-        if wanted is not None and 1 <= len(wanted.voters) <= 7:
-            self._order(leader, wanted)
+        if isinstance(wanted, str):
+            return wanted
+        return self._order(leader, wanted) if 1 <= len(wanted.voters) <= 7 else ""
 
-    def _order(self, leader: Node, wanted: Configuration) -> None:
-        if isinstance(leader.change_configuration(wanted), int):
-            self.changes_made += 1
+    def _order(self, leader: Node, wanted: Configuration) -> str:
+        if not isinstance(leader.change_configuration(wanted), int):
+            return ""
+        self.changes_made += 1
+        learners = f", learners {list(wanted.learners)}" if wanted.learners else ""
+        return f"leader {leader.node_id}: voters {list(wanted.voters)}{learners}"
+
+    def _transfer(self, leader: Node, target: int | None) -> str:
+        refused = leader.transfer(target) is not None
+        return "" if refused else f"leader {leader.node_id} gives way to {target or 'anyone'}"
 
     def _heard(self) -> dict[int, str]:
         return {n: node.identity for n, node in self.nodes.items() if node.core is not None}

@@ -10,17 +10,19 @@ import random
 from collections.abc import Callable
 
 from raft.core.messages import Message
+from tests.simulation.events import Plan
 from tests.simulation.faults import Faults
 
 Link = tuple[int, int]  # (from, to)
 
 
 class Network:
-    """Decides each message's fate with the simulation's random numbers."""
+    """Decides each message's fate with the random numbers of its link: how many of them a message takes
+    does not depend on what becomes of it."""
 
     def __init__(
         self,
-        rng: random.Random,
+        plan: Plan,
         faults: Faults,
         *,
         now: Callable[[], float],
@@ -28,7 +30,9 @@ class Network:
         break_at: Callable[[float, Link], None],
     ) -> None:
         """now: simulated ms. deliver_at and break_at put an arrival, or the news of a loss, on the agenda."""
-        self.rng = rng
+        self.plan = plan
+        self.streams: dict[Link, random.Random] = {}
+        self.duplicates = plan.stream("duplicates")
         self.faults = faults
         self.now = now
         self.deliver_at = deliver_at
@@ -43,33 +47,38 @@ class Network:
         link = (sender, receiver)
         if link in self.broken:
             return
-        lost = link in self.blocked or (not self.calm and self.rng.random() < self.faults.drop)
-        if lost:
-            self._lose(link)
+        rng = self.streams.get(link)
+        if rng is None:
+            rng = self.streams[link] = self.plan.stream(f"link {link}")
+        dropped, doubled = rng.random() < self.faults.drop, rng.random() < self.faults.duplicate
+        arrival = self._arrival(rng)
+        if link in self.blocked or (dropped and not self.calm):
+            self._lose(rng, link)
             return
-        self.deliver_at(self._arrival(link), link, message)
-        if not self.calm and self.faults.duplicate and self.rng.random() < self.faults.duplicate:
-            self.deliver_at(self._arrival(link), link, message)
+        self.deliver_at(self._in_order(link, arrival), link, message)
+        if doubled and not self.calm:
+            self.deliver_at(self._in_order(link, self._arrival(self.duplicates)), link, message)
 
-    def _lose(self, link: Link) -> None:
+    def _lose(self, rng: random.Random, link: Link) -> None:
         if self.faults.ordered:
             self.broken.add(link)
-            self.break_at(self.now() + self.rng.uniform(1, 50), link)
+            self.break_at(self.now() + rng.uniform(1, 50), link)
 
-    def _arrival(self, link: Link) -> float:
+    def _arrival(self, rng: random.Random) -> float:
         low, high = self.faults.delay_ms
-        delay = self.rng.uniform(low, high)
-        if not self.calm and self.faults.long_delay and self.rng.random() < self.faults.long_delay:
-            delay = self.rng.uniform(low, self.faults.long_delay_ms)
-        arrival = self.now() + delay
+        long, share = rng.random() < self.faults.long_delay, rng.random()
+        if long and not self.calm:
+            high = self.faults.long_delay_ms
+        return self.now() + low + share * (high - low)
+
+    def _in_order(self, link: Link, arrival: float) -> float:
         if self.faults.ordered:
             arrival = max(arrival, self.last_arrival.get(link, 0.0) + 1e-6)
             self.last_arrival[link] = arrival
         return arrival
 
-    def partition(self, nodes: list[int]) -> None:
-        """Block links by one of the patterns that were seen in the field."""
-        rng = self.rng
+    def partition(self, rng: random.Random, nodes: list[int]) -> str:
+        """Block links by one of the patterns that were seen in the field. Returns which."""
         shuffled = rng.sample(nodes, len(nodes))
         cut = rng.randint(1, max(1, len(nodes) - 1))
         left, right = shuffled[:cut], shuffled[cut:]
@@ -89,16 +98,21 @@ class Network:
             self.blocked = {(a, b) for a in nodes for b in nodes if a != b and (a, b) not in near}
         elif len(shuffled) > 1:
             self.blocked = self.blocked | {(shuffled[0], shuffled[1])}
+            left, right = shuffled[:1], shuffled[1:2]
+        parts = " | ".join(", ".join(map(str, part)) for part in (left, right))
+        return f"{kind} {', '.join(map(str, shuffled)) if kind == 'ring' else parts}"
 
-    def isolate(self, node: int, nodes: list[int]) -> None:
-        """Cut off one node, or only what it says."""
+    def isolate(self, rng: random.Random, node: int, nodes: list[int]) -> str:
+        """Cut off one node, or only what it says. Returns which."""
         self.blocked = {(node, other) for other in nodes if other != node}
-        if self.rng.random() < 0.5:
+        if rng.random() < 0.5:
             self.blocked |= {(other, node) for _, other in self.blocked}
+            return f"node {node} alone"
+        return f"node {node} is not heard"
 
     def heal(self, nodes: set[int] | None = None) -> None:
         """All links work again; with nodes, only those among them, and the rest of the world is cut off."""
         if nodes is None:
-            self.blocked.clear()
+            self.blocked = set()
             return
         self.blocked = {link for link in self.blocked if not set(link) <= nodes}

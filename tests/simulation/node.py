@@ -109,6 +109,7 @@ class Node:
             identity=self.identity,
             snapshot_index=snapshot.index,
             later_configurations=list(self.disk.log.configurations),
+            lost=self.disk.lost,
         )
         if self.observer is not None:
             self.observer.started(self)
@@ -231,6 +232,9 @@ class Node:
             last = self.disk.last_index
             self.running.disk_done(last, self.disk.term(last), self.clock())
             self._changed()
+        if effects.healed:
+            yield "healed"
+            self.disk.lost = None
         for peer, message in effects.messages:
             yield "message"
             self._send(peer, message)
@@ -289,6 +293,7 @@ def _has_work(effects: Effects) -> bool:
         effects.hard_state is not None
         or effects.early_messages
         or effects.log
+        or effects.healed
         or effects.messages
         or effects.committed is not None
         or effects.reads_ready

@@ -1,4 +1,4 @@
-"""A seeded cluster: one random generator decides every message's fate, every crash, every clock.
+"""A seeded cluster: one number decides every message's fate, every crash, every clock.
 
     Simulation(seed).run(steps)      faults for that many steps, then a majority is healed and must progress
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from raft.core.messages import Message
 from raft.core.state import Role
 from tests.simulation.checker import Checker, violated
+from tests.simulation.events import Plan
 from tests.simulation.faults import Scenario, draw_read_race, draw_scenario
 from tests.simulation.members import Members, leaders
 from tests.simulation.network import Link, Network
@@ -28,14 +29,22 @@ def is_read_race(seed: int) -> bool:
     return seed % 5 == 4
 
 
+def scenario_of(seed: int) -> Scenario:
+    """What the seed draws, before anything is left out."""
+    return (draw_read_race if is_read_race(seed) else draw_scenario)(random.Random(seed))
+
+
 class Host:
     """A machine in the simulation: a node's clock, inbox, and the turn that it is in the middle of."""
 
-    def __init__(self, node: Node, rate: float, start: float, rng: random.Random) -> None:
+    def __init__(self, node: Node, rate: float, start: float, plan: Plan) -> None:
         self.node = node
         self.rate = rate
         self.clock_start = start
-        self.rng = rng  # seeds the core's own generator at each start
+        self.rng = plan.stream(f"core {node.node_id}")  # seeds the core's own generator at each start
+        self.turn_rng = plan.stream(f"turns {node.node_id}")
+        self.snapshot_rng = plan.stream(f"snapshots {node.node_id}")
+        self.crash_rng = self.turn_rng  # of the fault event that lets it crash
         self.inbox: list[tuple[int, Message]] = []
         self.broken_peers: list[int] = []
         self.turn: Iterator[str] | None = None
@@ -57,10 +66,10 @@ class Host:
 class Simulation:
     """One schedule. Raises SafetyViolation, or whatever the core raises, at the step where it went wrong."""
 
-    def __init__(self, seed: int, scenario: Scenario | None = None) -> None:
+    def __init__(self, seed: int, scenario: Scenario | None = None, plan: Plan | None = None) -> None:
         self.seed = seed
-        self.rng = random.Random(seed)
-        self.scenario = scenario or (draw_read_race if is_read_race(seed) else draw_scenario)(self.rng)
+        self.plan = plan or Plan(seed)
+        self.scenario = scenario or scenario_of(seed)
         self.faults = self.scenario.faults
         self.now = 0.0
         self.steps = 0
@@ -69,13 +78,13 @@ class Simulation:
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.hosts: dict[int, Host] = {}
         self.nodes: dict[int, Node] = {}
-        self.checker = Checker(self.nodes)
+        self.checker = self._new_checker()
         self.members = Members(self.nodes, self.checker, self.scenario.configuration)
         self.library = Library()
         self.workload = Workload()
         self.calm = False
         self.network = Network(
-            self.rng,
+            self.plan,
             self.faults,
             now=lambda: self.now,
             deliver_at=self._deliver_at,
@@ -86,13 +95,21 @@ class Simulation:
             self._add_host(node_id)
         for host in self.hosts.values():
             self._start(host)
-        for _ in range(self.scenario.clients):
-            self._at(self.rng.uniform(0, 50), self._client)
-        self._at(self.rng.uniform(100, 600), self._fault)
+        for number in range(self.scenario.clients):
+            self._begin(self._client, self.plan.stream(f"client {number}"), 0, 50)
+        self._begin(self._fault, self.plan.schedule("f"), 100, 600)
         if self.scenario.changes is not None:
-            self._at(self.rng.uniform(100, 600), self._change_members)
+            self._begin(self._change_members, self.plan.schedule("c"), 100, 600)
         if self.scenario.load_every_ms:
-            self._at(self.rng.uniform(0, 50), self._load)
+            self._begin(self._load, self.plan.stream("load"), 0, 50)
+
+    def _begin(
+        self, actor: Callable[[random.Random], None], rng: random.Random, low_ms: float, high_ms: float
+    ) -> None:
+        self._at(rng.uniform(low_ms, high_ms), lambda: actor(rng))
+
+    def _new_checker(self) -> Checker:
+        return Checker(self.nodes)
 
     def _add_host(self, node_id: int) -> None:
         scenario = self.scenario
@@ -112,7 +129,7 @@ class Simulation:
             node,
             scenario.clock_rates[node_id],
             scenario.clock_starts[node_id],
-            random.Random(f"{self.seed}/{node_id}"),
+            self.plan,
         )
 
     # --- the agenda -------------------------------------------------------------------------------------
@@ -190,10 +207,9 @@ class Simulation:
             return
         if self.now < host.paused_until:
             self._wake_at(host, host.paused_until)
-        elif self.rng.random() < self.faults.interleave:
-            self._wake_at(
-                host, self.now + self.rng.uniform(0, 5)
-            )  # more arrives before it gets the processor
+        elif host.turn_rng.random() < self.faults.interleave:
+            # More arrives before it gets the processor.
+            self._wake_at(host, self.now + host.turn_rng.uniform(0, 5))
         else:
             self._run_turn(host)
 
@@ -229,7 +245,7 @@ class Simulation:
 
     def _go_on(self, host: Host) -> None:
         """Carry out effects until one takes time, the node crashes, or all are done."""
-        turn, rng = host.turn, self.rng
+        turn, rng = host.turn, host.turn_rng
         assert turn is not None
         for step in turn:
             if host.crash_in is not None:
@@ -272,7 +288,7 @@ class Simulation:
 
     def _maintain_snapshots(self, host: Host) -> None:
         """Between turns: take a snapshot, compact the log, begin to load what arrived."""
-        plan, node, rng = self.scenario.snapshots, host.node, self.rng
+        plan, node, rng = self.scenario.snapshots, host.node, host.snapshot_rng
         assert plan is not None
         before = node.disk.snapshot.index
         if len(node.applied) - before >= host.next_snapshot:
@@ -301,9 +317,8 @@ class Simulation:
 
     # --- clients ----------------------------------------------------------------------------------------
 
-    def _client(self) -> None:
-        rng = self.rng
-        self._at(self.now + rng.expovariate(1 / self.scenario.client_every_ms), self._client)
+    def _client(self, rng: random.Random) -> None:
+        self._at(self.now + rng.expovariate(1 / self.scenario.client_every_ms), lambda: self._client(rng))
         ready = [host for host in self.hosts.values() if self._can_take_clients(host)]
         if not ready:
             return
@@ -318,23 +333,27 @@ class Simulation:
         if rng.random() < 0.8:  # else the operations wait for the turn that the next message brings
             self._wake(host)
 
-    def _load(self) -> None:
+    def _load(self, rng: random.Random) -> None:
         """A client that always has proposals in flight, so that a leader hardly ever owes a heartbeat."""
-        self._at(self.now + self.rng.uniform(0.5, 1.0) * self.scenario.load_every_ms, self._load)
+        self._at(self.now + rng.uniform(0.5, 1.0) * self.scenario.load_every_ms, lambda: self._load(rng))
         for host in self.hosts.values():
             in_flight = len(self.workload.writes.get(host.node.node_id, ()))
             if host.node.role is Role.LEADER and self._can_take_clients(host) and in_flight < 12:
                 self.workload.write(host.node)
                 self._wake(host)
 
-    def _change_members(self) -> None:
+    def _change_members(self, times: random.Random) -> None:
         changes = self.scenario.changes
         assert changes is not None
-        self._at(self.now + self.rng.expovariate(1 / changes.every_ms), self._change_members)
+        self._at(self.now + times.expovariate(1 / changes.every_ms), lambda: self._change_members(times))
+        event = self.plan.next_event("c", {"change": 1.0})
         ready = [node for node in leaders(self.nodes) if self._can_take_clients(self.hosts[node.node_id])]
-        if ready and not self.calm:
-            leader = self.rng.choice(ready)
-            self.members.change(self.rng, leader, changes)
+        if event is None or not ready or self.calm:
+            return
+        name, kind, rng = event
+        leader = rng.choice(ready)
+        if told := self.members.change(rng, leader, changes):
+            self.plan.record(name, self.now, kind, told)
             self._wake(self.hosts[leader.node_id])
 
     def _can_take_clients(self, host: Host) -> bool:
@@ -342,85 +361,115 @@ class Simulation:
 
     # --- faults -----------------------------------------------------------------------------------------
 
-    def _fault(self) -> None:
+    def _fault(self, times: random.Random) -> None:
         if self.calm:
             return
-        rng, faults = self.rng, self.faults
-        self._at(self.now + rng.expovariate(1 / faults.fault_every_ms), self._fault)
-        kinds: dict[Callable[[], None], float] = {
-            self._fault_crash: faults.crash,
-            self._fault_partition: faults.partition,
-            self.network.heal: faults.heal,
-            self._fault_pause: faults.pause,
-            self._fault_suspect: faults.suspect,
-            self._fault_clock_jump: faults.clock_jump,
+        self._at(self.now + times.expovariate(1 / self.faults.fault_every_ms), lambda: self._fault(times))
+        event = self.plan.next_event("f", self._fault_weights())
+        if event is None:
+            return
+        name, kind, rng = event
+        if told := getattr(self, f"_fault_{kind}")(rng):  # "": it had no effect
+            self.plan.record(name, self.now, kind, told)
+
+    def _fault_weights(self) -> dict[str, float]:
+        """By the names of the methods below."""
+        faults, snapshots, changes = self.faults, self.scenario.snapshots, self.scenario.changes
+        return {
+            "crash": faults.crash,
+            "partition": faults.partition,
+            "heal": faults.heal,
+            "pause": faults.pause,
+            "suspect": faults.suspect,
+            "clock_jump": faults.clock_jump,
+            "abort": snapshots.abort if snapshots is not None else 0.0,
+            "wipe": changes.wipe if changes is not None else 0.0,
         }
-        if self.scenario.snapshots is not None:
-            kinds[self._fault_abort] = self.scenario.snapshots.abort
-        if self.scenario.changes is not None:
-            kinds[self._fault_wipe] = self.scenario.changes.wipe
-        rng.choices(list(kinds), list(kinds.values()))[0]()
 
-    def _any_host(self) -> Host:
+    def _any_host(self, rng: random.Random) -> Host:
         leaders = [host for host in self.hosts.values() if host.node.role is Role.LEADER]
-        return self.rng.choice(leaders if leaders and self.rng.random() < 0.6 else list(self.hosts.values()))
+        return rng.choice(leaders if leaders and rng.random() < 0.6 else list(self.hosts.values()))
 
-    def _fault_crash(self) -> None:
-        victims = list(self.hosts.values()) if self.rng.random() < 0.1 else [self._any_host()]
+    def _fault_crash(self, rng: random.Random) -> str:
+        victims = list(self.hosts.values()) if rng.random() < 0.1 else [self._any_host(rng)]
+        told = []
         for host in victims:
             if host.up and host.crash_in is None:
-                host.crash_in = self.rng.choice((0, 0, 1, 2, 3, 5, 8))
-                if host.turn is None and self.rng.random() < 0.5:
+                host.crash_in = rng.choice((0, 0, 1, 2, 3, 5, 8))
+                host.crash_rng = random.Random(rng.random())
+                told.append(f"{host.node.node_id}")
+                if host.turn is None and rng.random() < 0.5:
                     self._crash(host)
+        return f"node {', '.join(told)}" if told else ""
 
     def _crash(self, host: Host) -> None:
+        rng = host.crash_rng
         host.turn = None
         host.inbox.clear()
         host.broken_peers.clear()
         host.wake_at = float("inf")
         host.loading = False
         self.workload.forget(host.node)
-        host.node.crash(self.rng, power_cut=self.rng.random() < self.faults.power_cut)
-        down = self.rng.expovariate(1 / self.faults.down_ms)
+        host.node.crash(rng, power_cut=rng.random() < self.faults.power_cut)
+        down = rng.expovariate(1 / self.faults.down_ms)
         self._at(self.now + down, lambda: self._restart(host))
 
-    def _fault_abort(self) -> None:
-        self._any_host().node.receiver.abort()
+    def _fault_heal(self, rng: random.Random) -> str:
+        blocked = len(self.network.blocked)
+        self.network.heal()
+        return f"{blocked} links" if blocked else ""
 
-    def _fault_wipe(self) -> None:
+    def _fault_abort(self, rng: random.Random) -> str:
+        host = self._any_host(rng)
+        unfinished = len(host.node.receiver.data)
+        host.node.receiver.abort()
+        return f"node {host.node.node_id} after {unfinished} bytes" if unfinished else ""
+
+    def _fault_wipe(self, rng: random.Random) -> str:
         """A disk is lost; its replacement comes after long enough for a leader without it to have noticed."""
-        host = self._any_host()
+        host = self._any_host(rng)
         if host.crash_in is not None or not self.members.may_be_wiped(host.node.node_id):
-            return
+            return ""
         if host.up:
+            host.crash_rng = rng
             self._crash(host)
         self.members.wipe(host.node)
         host.down_until = self.now + 5 * self.scenario.options.election_timeout_max_ms
         self._at(host.down_until, lambda: self._restart(host))
+        return f"node {host.node.node_id}"
 
     def _restart(self, host: Host) -> None:
         if not host.up and self.now >= host.down_until:
             self._start(host)
 
-    def _fault_partition(self) -> None:
+    def _fault_partition(self, rng: random.Random) -> str:
         leaders = [n for n, host in self.hosts.items() if host.node.role is Role.LEADER]
+        before = self.network.blocked
         if self.scenario.isolate_leader and leaders:
-            self.network.isolate(self.rng.choice(leaders), list(self.hosts))
+            told = self.network.isolate(rng, rng.choice(leaders), list(self.hosts))
         else:
-            self.network.partition(list(self.hosts))
+            told = self.network.partition(rng, list(self.hosts))
+        return told if self.network.blocked != before else ""
 
-    def _fault_pause(self) -> None:
-        self._any_host().paused_until = self.now + self.rng.choice((50, 200, 700))
+    def _fault_pause(self, rng: random.Random) -> str:
+        host, pause = self._any_host(rng), rng.choice((50, 200, 700))
+        host.paused_until = self.now + pause
+        return f"node {host.node.node_id} for {pause} ms"
 
-    def _fault_suspect(self) -> None:
-        host = self._any_host()
-        if host.up and host.turn is None and self.now >= host.paused_until:
-            leader = host.node.running.state.leader_id
-            host.node.suspect(leader if leader is not None else self._any_host().node.node_id)
-            self._wake(host)
+    def _fault_suspect(self, rng: random.Random) -> str:
+        host = self._any_host(rng)
+        if not host.up or host.turn is not None or self.now < host.paused_until:
+            return ""
+        leader = host.node.running.state.leader_id
+        suspected = leader if leader is not None else self._any_host(rng).node.node_id
+        host.node.suspect(suspected)
+        self._wake(host)
+        return f"node {host.node.node_id} suspects {suspected}"
 
-    def _fault_clock_jump(self) -> None:
-        self._any_host().clock_start += self.rng.uniform(10, 1000)
+    def _fault_clock_jump(self, rng: random.Random) -> str:
+        host, jump = self._any_host(rng), rng.uniform(10, 1000)
+        host.clock_start += jump
+        return f"node {host.node.node_id} by {jump:.0f} ms"
 
     # --- after the faults -------------------------------------------------------------------------------
 
@@ -469,8 +518,9 @@ class Simulation:
         healthy = set(self.hosts)
         if not self.members.is_available(healthy):
             violated(f"not even all nodes are a majority of {self.members.possible()}; {self.describe()}")
-        if self.rng.random() < 0.5:
-            for node_id in self.rng.sample(sorted(healthy), len(healthy)):
+        rng = self.plan.stream("healing")
+        if rng.random() < 0.5:
+            for node_id in rng.sample(sorted(healthy), len(healthy)):
                 if self.members.is_available(healthy - {node_id}):
                     healthy.discard(node_id)
         return healthy

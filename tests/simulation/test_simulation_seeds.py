@@ -1,6 +1,6 @@
-"""Schedules with every mix of faults; a failure names its seed, which replays it exactly:
+"""Schedules with every mix of faults; a failure names its seed, and what replays it and draws its timeline:
 
-python -m tests.simulation --first SEED --seeds 1 --trace
+python -m tests.simulation --seed SEED
 """
 
 from __future__ import annotations
@@ -8,23 +8,29 @@ from __future__ import annotations
 import pytest
 
 from raft.core.state import Role
+from tests.simulation.schedule import STEPS, Schedule, execute
+from tests.simulation.seeds import BATCH, QUARTERS, SEEDS, quarter, run_batch
 from tests.simulation.simulation import Simulation
 
-STEPS = 2000
-BATCH = 10
-BATCHES = 15
 
-
-# 220: there a follower that hears nothing of its leader under steady load (a lost probe) is noticed.
-@pytest.mark.parametrize("first", (*range(0, BATCH * BATCHES, BATCH), 220))
+@quarter(0)
 def test_safety_under_faults_and_progress_after_them(first: int) -> None:
-    for seed in range(first, first + BATCH):
-        simulation = Simulation(seed)
-        try:
-            simulation.run(STEPS)
-        except Exception as error:
-            error.add_note(f"seed {seed}, step {simulation.steps}")
-            raise
+    run_batch(first)
+
+
+def test_there_are_enough_schedules() -> None:
+    assert SEEDS >= 500 and STEPS >= 2000 and SEEDS % (QUARTERS * BATCH) == 0
+    batches = [first for number in range(QUARTERS) for first in quarter(number).args[1]]
+    assert [seed for first in batches for seed in range(first, first + BATCH)] == list(range(SEEDS))
+
+
+def test_a_failing_schedule_is_told_with_what_replays_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_badly(simulation: Simulation, steps: int) -> None:
+        raise AssertionError("a made-up end")
+
+    monkeypatch.setattr(Simulation, "run", end_badly)
+    with pytest.raises(pytest.fail.Exception, match=r"seed 30, .*: a made-up end\nreplay: .* --seed 30\n"):
+        run_batch(30)
 
 
 def test_one_seed_gives_one_schedule() -> None:
@@ -32,8 +38,20 @@ def test_one_seed_gives_one_schedule() -> None:
     for _ in range(2):
         simulation = Simulation(42)
         simulation.run(STEPS)
-        stories.append((simulation.steps, simulation.now, simulation.describe()))
+        stories.append((simulation.steps, simulation.now, simulation.plan.happened, simulation.describe()))
     assert stories[0] == stories[1]
+
+
+def test_what_is_left_out_changes_nothing_before_it() -> None:
+    """Each fault event has random numbers of its own: those that stay are the same events."""
+    whole = execute(Schedule(42))
+    names = tuple(event.name for event in whole.events)
+    assert len(names) > 10
+    again = execute(Schedule(42, only=names))
+    assert (again.steps, again.events, again.figures) == (whole.steps, whole.events, whole.figures)
+    half = execute(Schedule(42, only=names[: len(names) // 2]))
+    assert half.events == whole.events[: len(names) // 2]
+    assert execute(Schedule(42, only=())).events == ()
 
 
 def test_the_schedules_are_worth_running() -> None:

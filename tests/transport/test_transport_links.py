@@ -9,6 +9,7 @@ import pytest
 
 from raft.core.entry import Entry
 from raft.core.messages import AppendEntries
+from raft.syscalls import Buffer
 from raft.transport.codec import MessageCodec
 from raft.transport.handover import Incoming
 from raft.transport.links import MESSAGES_A_READ, IncomingLink, PeerStatistics
@@ -26,7 +27,7 @@ class Peer:
         self._theirs.setblocking(False)
         self.statistics = PeerStatistics()
         self.link = IncomingLink(Incoming(2, "run", ours), self.statistics)
-        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._buffer = Buffer(READ_BYTES)
         self._codec = MessageCodec()
         self._waiting = bytearray()
 

@@ -55,6 +55,7 @@ def test_status_is_json_with_the_published_fields() -> None:
         ({"leader_id": None}, b"node 1 knows of no leader in term 7\n"),
         ({"role": "removed"}, b"node 1 does not belong to the cluster\n"),
         ({"role": "leader", "leader_id": 1, "has_quorum": False}, b"no quorum answers"),
+        ({"recovering_from": 4}, b"node 1 gives no vote: its log lacks entries from 4 on\n"),
     ],
 )
 def test_not_ready_says_why_but_is_alive(changes: dict[str, object], reason: bytes) -> None:

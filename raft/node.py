@@ -378,8 +378,7 @@ class RaftNode:
 
     def lease_ended(self) -> bool:
         """With lease reads: whether a read that this leader has just made may be stale. Worker only."""
-        state = self._core.state
-        return state.role is Role.LEADER and self._clock.monotonic_ms() >= self._core.lease_until_ms()
+        return self._core.lease_ended(self._clock.monotonic_ms())
 
     def publish(self, channel: str, payload: str) -> None:
         """Tell this node's subscribers. Any thread."""

@@ -231,6 +231,13 @@ class RaftCore:
         """With lease reads: the moment until which a local read may be answered (thesis 6.4.1)."""
         return reads.lease_until_ms(self.state)
 
+    def lease_ended(self, now: float) -> bool:
+        """Leader, right after a read of the machine: whether the lease that it may rest on is over by now. A
+        lease that a transfer has made void is none: no read was confirmed by it since (thesis 6.4.1)."""
+        state = self.state
+        leads = state.role is Role.LEADER
+        return leads and not state.lease_void and now >= reads.lease_until_ms(state)
+
     def _at(self, now: float) -> CoreState:
         state = self.state
         if now < state.now:  # no require(): every event comes here, its text would be made each time

@@ -23,7 +23,7 @@ from raft.runtime.forwarding import Forwarding
 from raft.runtime.load import Load
 from raft.runtime.membership import Membership
 from raft.runtime.proposals import Proposals
-from raft.runtime.reads import Reads, is_slow
+from raft.runtime.reads import Reads, may_pass_on
 from raft.runtime.snapshots import is_snapshot_command
 from raft.storage.snapshots import SnapshotStore
 from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
@@ -152,7 +152,7 @@ class Desk:
                 self.proposals.add(batch, self._now, self._at_ms)
         elif state.leader_id is None:
             self._hold(deadline, batch)
-        elif batch.writes or (self.pass_reads_on and not is_slow(batch)):
+        elif batch.writes or (self.pass_reads_on and may_pass_on(batch)):
             self.forwarding.forward(state.leader_id, batch, deadline, self._now + 2 * self._hold_ms)
         else:
             self.reads.add(batch, deadline)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import InstallSnapshot, InstallSnapshotResponse
@@ -22,6 +22,23 @@ DISK_FULL_PAUSE_MS = 5000.0
 REFUSED_PAUSE_MS = 1000.0  # doubled with each refusal: a leader whose file is damaged would send it for ever
 LONGEST_PAUSE_MS = 60_000.0
 JOIN_S = 5.0
+
+
+class Running(Protocol):
+    """A thread, as far as the receiver knows it."""
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+Loader = Callable[[str, Iterable[bytes]], Machine]
+Starter = Callable[[Callable[[], None]], Running]
+
+
+def start_thread(run: Callable[[], None]) -> Running:
+    """The usual Starter."""
+    thread = threading.Thread(target=run, name="snapshot-loader", daemon=True)
+    thread.start()
+    return thread
 
 
 class Installed(NamedTuple):
@@ -55,7 +72,13 @@ class _Load:
     The thread writes machine, configuration and error; the worker reads them once `ended` is true."""
 
     def __init__(
-        self, source: _Source, file: IncomingFile, store: SnapshotStore, wake: Callable[[], None]
+        self,
+        source: _Source,
+        file: IncomingFile,
+        store: SnapshotStore,
+        wake: Callable[[], None],
+        load: Loader,
+        start: Starter,
     ) -> None:
         self.source = source
         self.file = file
@@ -67,8 +90,8 @@ class _Load:
         self._info = file.staged()
         self._store = store
         self._wake = wake
-        self.thread = threading.Thread(target=self._run, name="snapshot-loader", daemon=True)
-        self.thread.start()
+        self._loader = load
+        self.thread = start(self._run)
 
     def _run(self) -> None:
         try:
@@ -82,7 +105,7 @@ class _Load:
     def _load(self) -> None:
         info = self._info
         self.configuration = decode_configuration(info.configuration)
-        machine = Machine.load(self._store.cluster, self._pieces())
+        machine = self._loader(self._store.cluster, self._pieces())
         if (machine.applied_index, machine.applied_term) != (info.index, info.term):
             raise SnapshotFormatError(
                 f"the snapshot of entry {info.index}, term {info.term} holds a machine at entry "
@@ -111,7 +134,8 @@ class SnapshotReceiver:
     Memory: never the file, only the piece of at most 256 KiB whose checksum is not complete. While a machine
     is loaded there are two of them, the one in use and the new one, and 1 MiB of the file.
 
-    send(peer, message) -> bool may lose an answer. wake() is called by the thread when it has ended.
+    send(peer, message) -> bool may lose an answer. wake() is called by the thread when it has ended. load,
+    start: how a machine is loaded (None: Machine.load), and how the thread is started that does it.
     """
 
     def __init__(
@@ -120,12 +144,17 @@ class SnapshotReceiver:
         cluster_name: str,
         send: Callable[[int, PeerMessage], bool],
         wake: Callable[[], None],
+        *,
+        load: Loader | None = None,
+        start: Starter = start_thread,
     ) -> None:
         if cluster_name != store.cluster:
             raise ValueError(f"the store is of cluster {store.cluster!r}, not {cluster_name!r}")
         self._store = store
         self._send = send
         self._wake = wake
+        self._loader = load or Machine.load
+        self._start = start
         self._incoming: tuple[_Source, IncomingFile] | None = None
         self._load: _Load | None = None
         self._now = 0.0
@@ -236,7 +265,9 @@ class SnapshotReceiver:
         if wanted != source.total:
             file.abort()
             raise SnapshotRefusedError(f"its end came at byte {wanted} of {source.total}")
-        self._load = _Load(source, file, self._store, self._wake)  # refuses what has no end
+        self._load = _Load(  # refuses what has no end
+            source, file, self._store, self._wake, self._loader, self._start
+        )
         self._incoming = None
         log.info(
             "received the snapshot of entry %d from node %d: loading it", source.last_index, source.leader

@@ -31,14 +31,26 @@ class _Stream:
     retry_ms: when to go on after a send that was turned away. Times: monotonic ms.
     """
 
-    __slots__ = ("acked", "due_ms", "heard_ms", "info", "next", "patience_ms", "probing", "retry_ms", "term")
+    __slots__ = (
+        "acked",
+        "chunk",
+        "due_ms",
+        "heard_ms",
+        "info",
+        "next",
+        "patience_ms",
+        "probing",
+        "retry_ms",
+        "term",
+    )
 
-    def __init__(self, info: SnapshotInfo, term: int, now: float) -> None:
+    def __init__(self, info: SnapshotInfo, term: int, now: float, chunk: int, patience_ms: float) -> None:
         self.info = info
         self.term = term
+        self.chunk = chunk
         self.heard_ms = now
-        self.patience_ms = STALL_MS
-        self.due_ms = now + STALL_MS
+        self.patience_ms = patience_ms
+        self.due_ms = now + patience_ms
         self.retry_ms = float("inf")
         self.go_to(0)
 
@@ -54,8 +66,8 @@ class _Stream:
 
     def size_of_next(self) -> int:
         """How many bytes may be sent now: one chunk's, or none while the window is full."""
-        size = min(CHUNK, self.info.bytes - self.next)
-        room = self.acked + (1 if self.probing else WINDOW) * CHUNK - self.next
+        size = min(self.chunk, self.info.bytes - self.next)
+        room = self.acked + (1 if self.probing else WINDOW) * self.chunk - self.next
         return size if size <= room else 0
 
 
@@ -69,7 +81,18 @@ class SnapshotSender:
     and in each peer's outbox at most WINDOW chunks and one for each stall.
     """
 
-    def __init__(self, store: SnapshotStore, node_id: int, send: Callable[[int, PeerMessage], bool]) -> None:
+    def __init__(
+        self,
+        store: SnapshotStore,
+        node_id: int,
+        send: Callable[[int, PeerMessage], bool],
+        *,
+        chunk_bytes: int | None = None,
+        stall_ms: float = STALL_MS,
+    ) -> None:
+        """chunk_bytes, stall_ms: other values than CHUNK and STALL_MS, for simulations."""
+        self._chunk = chunk_bytes or CHUNK
+        self._stall_ms = stall_ms
         self._store = store
         self._node_id = node_id
         self._send = send
@@ -87,7 +110,7 @@ class SnapshotSender:
         info = self._store.latest()
         if info is None:  # the core's log says that there is one: not yet adopted, it asks again
             return
-        self._streams[peer] = stream = _Stream(info, term, now)
+        self._streams[peer] = stream = _Stream(info, term, now, self._chunk, self._stall_ms)
         log.info("sending node %d the snapshot of entry %d, %d bytes", peer, info.index, info.bytes)
         self._pump(peer, stream, now)
 
@@ -101,8 +124,8 @@ class SnapshotSender:
         wanted = message.wanted
         if not 0 <= wanted <= stream.info.bytes:
             raise ProtocolViolation(f"node {peer} wants byte {wanted} of {stream.info.bytes}")
-        stream.heard_ms, stream.patience_ms = now, STALL_MS
-        stream.due_ms = now + (CONFIRM_MS if wanted == stream.info.bytes else STALL_MS)
+        stream.heard_ms, stream.patience_ms = now, self._stall_ms
+        stream.due_ms = now + (CONFIRM_MS if wanted == stream.info.bytes else self._stall_ms)
         if wanted > stream.acked:
             stream.acked, stream.next = wanted, max(stream.next, wanted)
             stream.probing = False
@@ -121,7 +144,7 @@ class SnapshotSender:
         if stream is not None:
             stream.go_to(stream.acked)
             stream.due_ms = 0.0
-            stream.patience_ms = STALL_MS
+            stream.patience_ms = self._stall_ms
 
     def done(self, peer: int) -> None:
         """The peer's log matches beyond the snapshot, or it needs none any more."""

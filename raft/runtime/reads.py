@@ -31,6 +31,12 @@ def is_slow(batch: Batch) -> bool:
     )
 
 
+def may_pass_on(batch: Batch) -> bool:
+    """Whether the leader may answer a batch of reads in this node's place, which it does out of the log: not
+    what goes through everything, and no ~VERSION. That stands in no log: the machines would end for good."""
+    return not is_slow(batch) and all(args[0] != b"~VERSION" for _, args in batch.operations)
+
+
 @dataclass(slots=True)
 class Waiting:
     """Batches that share a read index. deadline: monotonic ms."""
@@ -57,6 +63,7 @@ class Reads:
         self._ids = itertools.count(first_request_id)
         self._retry = retry
         self._lease_ended = lease_ended
+        self._void = False  # a transfer has ended this leadership's lease
         self.unfinished = False  # confirmed reads were left for the next turn
         self._gathered: deque[tuple[float, Batch]] = deque()
         self._asked: dict[int, Waiting] = {}
@@ -91,8 +98,11 @@ class Reads:
     def leadership_lost(self) -> None:
         """With lease reads, what this leader confirmed must be asked again: the lease that is looked at after
         the read would be another one, or none, and the confirmation may date from before a pause."""
-        if self._lease_ended is None:
-            return
+        self._void = False
+        if self._lease_ended is not None:
+            self._ask_again()
+
+    def _ask_again(self) -> None:
         confirmed = [waiting for _, waiting in self._confirmed]
         self._confirmed.clear()
         for waiting in confirmed:
@@ -102,6 +112,12 @@ class Reads:
     def serve(self, wall_ms: int) -> None:
         """Answer what the machine has reached. wall_ms only shows how long a key has to live."""
         self.unfinished = False
+        if self._lease_ended is not None and self._core.state.lease_void != self._void:
+            self._void = self._core.state.lease_void
+            if self._void:
+                # A transfer has begun: who is told to campaign waits for no lease. What was confirmed until
+                # now may rest on one; what is confirmed from now on, in this leadership, a quorum has.
+                self._ask_again()
         for _ in range(len(self._confirmed)):
             read_index, waiting = self._confirmed.popleft()
             if read_index > self._machine.applied_index:

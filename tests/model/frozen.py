@@ -40,8 +40,9 @@ NEVER = float("-inf")
 
 _STATE = """node_id identity founded configurations options rng term voted_for log role leader_id commit_index
     durable_index now last_leader_contact_ms leader_suspected election_deadline_ms no_votes_before_ms votes
-    progress heartbeat_due_ms round quorum_round rounds_sent lease_from_ms term_first_index broadcast_index
-    reads early_reads departing transfer_target transfer_deadline_ms transfer_sent lease_void follower_reads
+    progress heartbeat_due_ms quorum_near_until_ms round quorum_round rounds_sent lease_from_ms
+    term_first_index broadcast_index reads early_reads departing transfer_target
+    transfer_deadline_ms transfer_sent lease_void follower_reads
     effects"""
 _PROGRESS = """next_index match_index match_round probing probe_sent inflight inflight_bytes acked_round
     last_contact_ms full catch_up_to catch_up_began_ms caught_up"""
@@ -198,6 +199,7 @@ def thaw(frozen: Frozen, node: Node) -> None:
         votes=dict.fromkeys(frozen.votes, True),
         progress={view.peer: _progress(view) for view in frozen.progress},
         heartbeat_due_ms=NOW + OPTIONS.heartbeat_interval_ms,
+        quorum_near_until_ms=NEVER,  # what was found by an earlier look is found again
         round=frozen.round,
         quorum_round=frozen.quorum_round,
         rounds_sent=deque(),

@@ -165,8 +165,8 @@ MUTANTS = (
     Mutant(
         42,
         "raft/core/transfer.py",
-        "    if core.node_id not in core.configuration.voters:\n",
-        "    if False:\n",
+        "    if core.node_id not in core.configuration.voters or core.recovering is not None:\n",
+        "    if core.recovering is not None:\n",
         "a learner that is told to campaigns",
     ),
     Mutant(
@@ -200,8 +200,8 @@ MUTANTS = (
     Mutant(
         0,
         "raft/core/election.py",
-        " for _, configuration in core.configurations[-2:])\n",
-        " for _, configuration in core.configurations[-1:])\n",
+        "    for _, configuration in reversed(core.configurations[-2:]):\n",
+        "    for _, configuration in reversed(core.configurations[-1:]):\n",
         "who removes itself from two and dies leaves a cluster that never elects (thesis 4.2.2)",
     ),
     Mutant(
@@ -214,16 +214,15 @@ MUTANTS = (
     Mutant(
         0,
         "raft/core/election.py",
-        "    return not recorded and not request.voter_identity and core.node_id in",
-        "    return not recorded and core.node_id in",
+        "    return unknown and request.founding and core.node_id in core.configuration.voters\n",
+        "    return unknown and core.node_id in core.configuration.voters\n",
         "a server without its disk votes once it has got the beginning of the log again",
     ),
     Mutant(
         0,
         "raft/core/election.py",
-        "    return not recorded and not request.voter_identity and core.node_id in"
-        " core.configuration.voters\n",
-        "    return request.last_log_index == 0\n",
+        "    return unknown and request.founding and core.node_id in core.configuration.voters\n",
+        "    return unknown and request.last_log_index == 0\n",
         "a founding leader that dies before it has recorded anyone leaves a cluster that never elects",
     ),
     Mutant(
@@ -236,15 +235,15 @@ MUTANTS = (
     Mutant(
         0,
         "raft/core/election.py",
-        " and not request.voter_identity and core.node_id in core.configuration.voters\n",
-        " and not request.voter_identity\n",
+        "    return unknown and request.founding and core.node_id in core.configuration.voters\n",
+        "    return unknown and request.founding\n",
         "who is to join a cluster helps to found another",
     ),
     Mutant(
         0,
         "raft/core/reconfiguration.py",
-        "    if core.identity and unknown:",
-        "    if False:",
+        "    if core.identity and (refusal := refuse_disks(core.configuration, configuration)):\n",
+        "    if False:\n",
         "a learner becomes a voter whose vote nobody can trust: two such and nobody is elected",
     ),
     Mutant(

@@ -128,14 +128,14 @@ HUNTS = (
     ),
     _hunt(
         *("alone", 29, "replication"),
-        "core.durable_index if voter == core.node_id else",
-        "core.log.last_index if voter == core.node_id else",
+        "core.durable_index if voter == me else",
+        "core.log.last_index if voter == me else",
         "a single node acknowledges before its disk",
     ),
     _hunt(
         *("replication", 0, "replication"),
-        "    core.effects.messages.append((sender, append_to_log(core, request)))\n",
-        "    core.effects.early_messages.append((sender, append_to_log(core, request)))\n",
+        "    core.effects.messages.append((sender, response))\n    if core.recovering",
+        "    core.effects.early_messages.append((sender, response))\n    if core.recovering",
         "a follower acknowledges before its disk",
     ),
     _hunt(

@@ -84,6 +84,13 @@ def works(nodes: Nodes) -> bool:
     return True
 
 
+def test_no_two_nodes_draw_the_same_timeouts(tmp_path: Path) -> None:
+    """Equal seeds would mean split votes again and again (hashicorp/raft cda1ee8)."""
+    settings = load_settings(Cluster(tmp_path).config, {})
+    made = [RaftNode(n, settings=settings) for n in (1, 2, 3, 1)]  # and not the same ones at each start
+    assert len({node._rng.random() for node in made}) == 4
+
+
 def test_the_names_exist(nodes: Nodes) -> None:
     names = (
         "start_election send_request_vote_request reset_election_timeout become_leader reset_election "

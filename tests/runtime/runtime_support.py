@@ -339,7 +339,7 @@ class Bench:
             self.network.queue(peer, Ping(self.pings.sent(peer, self.worker.now), 0))
 
     def lease_ended(self) -> bool:
-        return self.state.role is Role.LEADER and self.clock.now >= self.core.lease_until_ms()
+        return self.core.lease_ended(self.clock.now)
 
     # --- what a test does -----------------------------------------------------------------------------
 

@@ -165,6 +165,36 @@ def test_a_lease_that_confirmed_a_read_ends_with_its_leadership(lease_reads: boo
     assert waiter.answer == (None if lease_reads else b"$1\r\n1\r\n")
 
 
+def test_a_leader_whose_transfer_failed_goes_on_serving_reads() -> None:
+    """Its lease is void for the rest of the term: a quorum confirms each read, and none is thrown away."""
+    bench = leader(lease_reads=True)
+    assert bench.core.transfer(2, bench.clock.now) is None
+    bench.turn()
+    bench.turn(after_ms=TIMEOUT_MAX / 2)
+    bench.ack()
+    bench.turn(after_ms=TIMEOUT_MAX / 2 + 1)
+    assert bench.state.role is Role.LEADER and bench.state.transfer_target is None and bench.state.lease_void
+    bench.ack()
+    waiter = bench.ask(GET)
+    bench.ack()
+    bench.ack()
+    assert waiter.answer == b"$1\r\n1\r\n"
+
+
+def test_a_transfer_spoils_what_the_lease_had_confirmed() -> None:
+    """The target may have won, and taken writes, before the machine is there to be read (openraft 1749)."""
+    bench = leader(lease_reads=True)
+    serve = bench.desk.reads.serve
+    bench.desk.reads.serve = lambda _wall_ms: None  # type: ignore[method-assign]  # the machine is behind
+    waiter = bench.ask(GET)
+    assert bench.desk.reads._confirmed
+    assert bench.core.transfer(2, bench.clock.now) is None
+    assert bench.state.lease_void
+    bench.desk.reads.serve = serve  # type: ignore[method-assign]
+    bench.turn()
+    assert waiter.answer is None
+
+
 def test_slow_reads_are_answered_one_a_turn_so_that_heartbeats_come_between() -> None:
     bench = leader()
     waiters = [bench.submit([b"KEYS", b"*"]) for _ in range(3)]

@@ -77,6 +77,22 @@ def test_a_follower_without_space_passes_reads_on() -> None:
     bench.state.room.low = True
     bench.turn()
     assert bench.desk.pass_reads_on
+    bench.follow(2)
+    bench.ask(GET)
+    assert [forward.commands for forward in bench.network.take(Forward)] == [[GET]]
     bench.state.room.low = False
     bench.turn()
     assert not bench.desk.pass_reads_on
+
+
+def test_what_watch_asks_is_never_passed_on() -> None:
+    """No entry may hold it: if this node came to lead before the answer, all machines would end for good."""
+    bench = Bench()
+    bench.follow(2)
+    bench.state.room = Room()
+    bench.state.room.low = True
+    bench.turn()
+    bench.ask([b"~VERSION"])
+    assert not bench.network.take(Forward)
+    bench.win()
+    bench.settle()

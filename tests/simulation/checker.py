@@ -72,6 +72,8 @@ class Checker:
         self.committed: list[Committed] = []
         self.configurations: list[Entry] = []  # the CONFIGURATION entries among them
         self.installs = 0
+        self.founding: set[bytes] = set()  # how snapshots from before the first of them say it
+        self.out_of_use: set[int] = set()  # their disks are damaged beyond use
         self.wiped: dict[int, int] = {}  # lost their disks, and with them what they had acknowledged: up to
 
     def configuration(self) -> Configuration | None:
@@ -186,7 +188,7 @@ class Checker:
         if len(snapshot.applied) != index or snapshot.applied[-1] != self.committed[index - 1].entry:
             violated(f"{node.node_id}: the snapshot of {index} has another state")
         data = next((each.data for each in reversed(self.configurations) if each.index <= index), b"")
-        if snapshot.configuration != data:
+        if snapshot.configuration != data and (data or snapshot.configuration not in self.founding):
             violated(f"{node.node_id}: the snapshot of {index} has another configuration")
 
     def loading(self, node: Node, snapshot: Snapshot) -> None:
@@ -235,7 +237,7 @@ class Checker:
         for peer, progress in state.progress.items():
             match = progress.match_index
             # A peer that is on its way out may have lost its disk; the leader finds out, and counts it anew.
-            counted_anew = match == 0 and peer in self.wiped
+            counted_anew = match == 0 and (peer in self.wiped or self.nodes[peer].disk.has_lost)
             if match < seen.match.get(peer, 0) and not counted_anew:
                 violated(f"match of {peer} at {node.node_id} regressed to {match}")
             if not match < progress.next_index <= last + 1:
@@ -284,7 +286,8 @@ class Checker:
         return [
             n
             for n in configuration.voters
-            if entry.index <= self.wiped.get(n, 0) or self.nodes[n].disk.holds(entry.index, entry.term)
+            if entry.index <= self.wiped.get(n, 0)
+            or (n not in self.out_of_use and self.nodes[n].disk.holds(entry.index, entry.term))
         ]
 
     def _check_vote(self, node: Node, term: int, candidate: int) -> None:

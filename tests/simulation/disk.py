@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from raft.core.effects import AppendLog, HardState, LogOperation, LostEntries, ResetLog, TruncateLog
 from raft.core.entry import Entry, EntryKind
+from raft.core.log import LogReader
 
 Record: TypeAlias = TruncateLog | ResetLog | Entry
 
@@ -20,12 +21,13 @@ Record: TypeAlias = TruncateLog | ResetLog | Entry
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The machine after the entry (index, term). configuration: the committed one there, encoded; b"" for
-    the founding one. applied: the machine itself, which here is all that it ever applied."""
+    the founding one. applied: all that was ever applied, for the checker; machine: the real one's dump."""
 
     index: int
     term: int
     configuration: bytes
     applied: tuple[Entry, ...]
+    machine: bytes = b""
 
 
 NO_SNAPSHOT = Snapshot(0, 0, b"", ())
@@ -86,6 +88,8 @@ class Image(list[Entry]):
 class Disk:
     """One node's files. Implements raft.core.log.LogReader, so that a core can be opened on it."""
 
+    has_lost = False  # something that it had acknowledged, because it was damaged
+
     def __init__(self, entries: Iterable[Entry] = (), hard_state: HardState | None = None) -> None:
         self.log = Image(entries)
         self.synced = Image(self.log)
@@ -94,6 +98,22 @@ class Disk:
         self.hard_state = hard_state or HardState(last_term)
         self.snapshot = NO_SNAPSHOT
         self.lost: LostEntries | None = None
+
+    def blank(self) -> Disk:
+        """Another disk, with nothing on it."""
+        return Disk()
+
+    def open(self) -> None:
+        """A process begins with what is there."""
+
+    @property
+    def reader(self) -> LogReader:
+        """What a core reads the log with."""
+        return self
+
+    def configurations(self) -> list[Entry]:
+        """The log's entries of that kind, oldest first."""
+        return list(self.log.configurations)
 
     # --- raft.core.log.LogReader ------------------------------------------------------------------------
 
@@ -172,6 +192,10 @@ class Disk:
             from_index = min(from_index, self.lost.from_index)
         self.lost = LostEntries(from_index, self.hard_state.term)
         self._reread()
+
+    def healed(self) -> None:
+        """Nothing is missing any more."""
+        self.lost = None
 
     def _reread(self) -> None:
         self.log = Image(self.synced)

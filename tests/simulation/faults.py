@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from msgspec.structs import replace as replace_struct
 
+from ledger.ledger import Policy
 from raft.core.membership import Configuration, Server
 from raft.core.state import CoreOptions
+from raft.machine.sessions import Limits
+from tests.simulation.service import ServicePlan
+from tests.simulation.stored import DEFAULT_STORAGE, StorageOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class Faults:
     pause: float
     suspect: float
     clock_jump: float
+    wall_jump: float  # the wall clock is set, forwards or back
     power_cut: float  # share of crashes that lose unsynced writes
     down_ms: float  # mean time that a crashed node stays down
 
@@ -57,6 +62,24 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFaults:
+    """What goes wrong with disks (plan S4): weights of the fault events but for the first two.
+
+    dies_in_call: share of the crashes that fall between two calls of the storage. hangs: share of the hangs
+    in which the node gives up."""
+
+    dies_in_call: float
+    hangs: bool
+    error: float  # a call fails with EIO
+    full: float
+    full_ms: float
+    damage: float
+
+
+NO_DISK_FAULTS = DiskFaults(0.0, False, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """One schedule: cluster, options, clocks and faults."""
 
@@ -71,7 +94,12 @@ class Scenario:
     spares: tuple[int, ...] = ()  # nodes that are no members yet
     snapshots: Snapshots | None = None
     changes: Changes | None = None
+    storage: StorageOptions = DEFAULT_STORAGE
+    disk: DiskFaults = NO_DISK_FAULTS
     load_every_ms: float = 0.0  # a client that always has proposals in flight; 0: there is none
+    service: ServicePlan = field(default_factory=lambda: ServicePlan(policy_of(500)))
+    followers: int = 0
+    mongodb: bool = False  # the ledger is projected
 
 
 def draw_scenario(rng: random.Random) -> Scenario:
@@ -90,7 +118,31 @@ def draw_scenario(rng: random.Random) -> Scenario:
         {node: rng.uniform(0, 1e6) for node in nodes},
         clients=rng.randint(1, 2),
     )
-    return draw_load(rng, draw_members(rng, draw_snapshots(rng, scenario)))
+    scenario = draw_load(rng, draw_members(rng, draw_snapshots(rng, scenario)))
+    return draw_disk(rng, draw_service(rng, scenario))
+
+
+def draw_disk(rng: random.Random, scenario: Scenario) -> Scenario:
+    """Segments of a few entries each, so that files come and go all the time."""
+
+    def sometimes(value: float, chance: float) -> float:
+        return value if rng.random() < chance else 0.0
+
+    storage = StorageOptions(
+        segment_bytes=rng.choice((150, 150, 150, 300, 300, 600, 4096)),
+        cache_bytes=rng.choice((0, 500, 1 << 20, 1 << 20)),
+        sector=rng.choice((16, 64, 512)),
+        copies_on_write=rng.random() < 0.3,
+    )
+    disk = DiskFaults(
+        dies_in_call=rng.choice((0.3, 0.7, 1.0)),
+        hangs=rng.random() < 0.5,
+        error=sometimes(rng.uniform(0.1, 0.5), 0.5),
+        full=sometimes(rng.uniform(0.1, 0.5), 0.4),
+        full_ms=rng.choice((100.0, 500.0, 2000.0)),
+        damage=sometimes(rng.uniform(0.2, 1.0), 0.5),
+    )
+    return replace(scenario, storage=storage, disk=disk)
 
 
 def draw_snapshots(rng: random.Random, scenario: Scenario) -> Scenario:
@@ -101,7 +153,7 @@ def draw_snapshots(rng: random.Random, scenario: Scenario) -> Scenario:
     snapshots = Snapshots(
         every=(low, rng.choice((low, 20))),
         compact=rng.choice((0.5, 1.0)),
-        chunk_bytes=rng.choice((1 << 20, 1 << 20, 12, 5)),
+        chunk_bytes=rng.choice((1 << 20, 1 << 20, 100, 40)),
         load_ms=rng.choice(((0.0, 0.0), (0.0, 5.0), (0.0, 400.0))),
         abort=rng.choice((0.0, 0.0, 0.5)),
     )
@@ -146,6 +198,54 @@ def draw_load(rng: random.Random, scenario: Scenario) -> Scenario:
         max_inflight_messages=rng.choice((8, 128)),
     )
     return replace(scenario, options=options, load_every_ms=rng.choice((3.0, 8.0, 20.0)))
+
+
+def policy_of(interval_ms: int) -> Policy:
+    """Some policy."""
+    return Policy(
+        interval_ms=interval_ms,
+        reward=10,
+        penalty=5,
+        ban_threshold=3,
+        ban_cooldown_s=1,
+        max_spam=3,
+        follower_version="1.0",
+    )
+
+
+def has_small_windows(scenario: Scenario) -> bool:
+    """Whether a follower gets only a few entries per round trip: more of them would pile up without end."""
+    options = scenario.options
+    return (
+        min(options.max_append_bytes, options.max_inflight_bytes) < 1000 or options.max_inflight_messages < 8
+    )
+
+
+def draw_service(rng: random.Random, scenario: Scenario) -> Scenario:
+    """The ledger's policy; in every fourth schedule sessions expire; in some, nodes pass their reads on."""
+    faults = scenario.faults
+    interval_ms = rng.choice((120, 250, 500, 5000))
+    if has_small_windows(scenario):
+        interval_ms = max(interval_ms, int(30 * (2 * faults.delay_ms[1] + faults.fsync_ms[1])))
+    policy = replace_struct(
+        policy_of(interval_ms),
+        ban_threshold=rng.choice((2, 4)),
+        ban_cooldown_s=rng.choice((0, 1)),
+        max_spam=rng.choice((2, 4)),
+        followers_per_interval=rng.choice((0, 0, 2)),
+    )
+    limits = Limits()
+    if rng.random() < 0.25:
+        limits = Limits(sessions=rng.choice((3, 8, 1000)), idle_ms=rng.choice((300, 1500)))
+    nodes = (*scenario.clock_rates,)
+    passing = frozenset(rng.sample(nodes, rng.randint(1, len(nodes)))) if rng.random() < 0.1 else frozenset()
+    return replace(
+        scenario,
+        service=ServicePlan(policy, limits, passing),
+        followers=rng.choice((1, 3, 5)),
+        mongodb=rng.random() < 0.35,
+        faults=replace(scenario.faults, wall_jump=rng.choice((0.0, 0.2))),
+    )
 
 
 def draw_read_race(rng: random.Random) -> Scenario:
@@ -200,9 +300,9 @@ def draw_options(rng: random.Random, lease_reads: bool) -> CoreOptions:
         election_timeout_max_ms=rng.choice((180, 300)),
         heartbeat_interval_ms=rng.choice((40, 60)),
         lease_reads=lease_reads,
-        max_append_bytes=rng.choice((1, 40, 1 << 20)),
-        max_probe_bytes=rng.choice((1, 40, 1 << 16)),
-        max_inflight_bytes=rng.choice((1, 60, 1 << 20)),
+        max_append_bytes=rng.choice((1, 200, 1 << 20)),
+        max_probe_bytes=rng.choice((1, 200, 1 << 16)),
+        max_inflight_bytes=rng.choice((1, 300, 1 << 20)),
         max_inflight_messages=rng.choice((1, 2, 8, 128)),
     )
 
@@ -231,6 +331,7 @@ def draw_faults(rng: random.Random, lease_reads: bool) -> Faults:
         pause=sometimes(rng.uniform(0.1, 0.5), 0.4),
         suspect=sometimes(rng.uniform(0.1, 0.5), 0.4),
         clock_jump=0.0 if lease_reads else sometimes(0.3, 0.2),
+        wall_jump=0.0,
         power_cut=rng.choice((0.0, 0.5, 1.0)),
         down_ms=rng.choice((20.0, 150.0, 500.0)),
     )

@@ -29,6 +29,7 @@ def draw_loss(rng: random.Random) -> Scenario:
         scenario = draw(rng)
         if scenario.changes is not None or len(scenario.configuration.voters) < 3:
             continue
+        scenario = replace(scenario, disk=replace(scenario.disk, damage=0.0))  # there is loss enough
         if not quiet:
             return scenario
         faults = replace(

@@ -9,10 +9,9 @@ import random
 from collections.abc import Callable, Mapping
 
 from raft.core import reconfiguration
-from raft.core.membership import Configuration, Server, decode_configuration
+from raft.core.membership import Configuration, Server, decode_configuration, encode_configuration
 from raft.core.state import Role
 from tests.simulation.checker import Checker
-from tests.simulation.disk import Disk
 from tests.simulation.faults import Changes
 from tests.simulation.node import Node
 
@@ -27,6 +26,8 @@ class Members:
         self.lives: dict[int, int] = {}
         self.changes_made = 0
         self.wipes = 0
+        self.damaged: set[int] = set()  # down, with a damaged file
+        self.refused: set[int] = set()  # its storage was not opened, and never will be
 
     def committed(self) -> Configuration:
         """The newest committed configuration."""
@@ -54,7 +55,9 @@ class Members:
         return found
 
     def is_lost(self, node_id: int, configuration: Configuration) -> bool:
-        """Whether the member's disk is not the one that the configuration has recorded."""
+        """Whether the member's disk is not the one that the configuration has recorded, or is of no use."""
+        if node_id in self.refused or node_id in self.damaged:
+            return True
         recorded = configuration.identity_of(node_id)
         return bool(recorded) and recorded != self.nodes[node_id].identity
 
@@ -67,9 +70,9 @@ class Members:
         )
 
     def _may_be_promoted(self, node_id: int, configuration: Configuration) -> bool:
-        """Whether the learner may become a voter by itself: it has a log, and its disk is recorded."""
-        recorded = bool(configuration.identity_of(node_id)) or not self.nodes[node_id].identity
-        return recorded and self._is_settled(node_id)
+        """Whether the learner may become a voter by itself: it has a log, and enough disks are recorded."""
+        refusal = reconfiguration.refuse_disks(configuration, configuration.with_voter(node_id))
+        return (refusal is None or not self.nodes[node_id].identity) and self._is_settled(node_id)
 
     def _may_vote(self, node_id: int, configuration: Configuration) -> bool:
         """Whether the node's vote can be had: not if its disk is lost, or if nobody knows whether it is: it
@@ -83,7 +86,8 @@ class Members:
     def _knows(self, node_id: int, other: int) -> bool:
         """Whether the identity of the other's disk is recorded in what the node has on its own."""
         disk = self.nodes[node_id].disk
-        data = disk.log.configurations[-1].data if disk.log.configurations else disk.snapshot.configuration
+        configurations = disk.synced.configurations
+        data = configurations[-1].data if configurations else disk.snapshot.configuration
         return bool(data) and bool(decode_configuration(data).identity_of(other))
 
     def _is_settled(self, node_id: int) -> bool:
@@ -116,8 +120,9 @@ class Members:
         fresh = {*self.lives, node.node_id} | {n for n in self.nodes if not self._knows(n, node.node_id)}
         joins = self.founding.has_quorum(fresh)
         node.founding = self.founding.without(node.node_id) if joins else self.founding
+        self.checker.founding.add(encode_configuration(node.founding))
         self.lives[node.node_id] = self.lives.get(node.node_id, 1) + 1
-        node.disk = Disk()
+        node.disk = node.disk.blank()
         node.identity = f"{node.node_id}.{self.lives[node.node_id]}"
         self.wipes += 1
 

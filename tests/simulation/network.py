@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from raft.core.messages import Message
+from raft.transport.node_messages import PeerMessage
 from tests.simulation.events import Plan
 from tests.simulation.faults import Faults
 
@@ -26,7 +26,7 @@ class Network:
         faults: Faults,
         *,
         now: Callable[[], float],
-        deliver_at: Callable[[float, Link, Message], None],
+        deliver_at: Callable[[float, Link, PeerMessage], None],
         break_at: Callable[[float, Link], None],
     ) -> None:
         """now: simulated ms. deliver_at and break_at put an arrival, or the news of a loss, on the agenda."""
@@ -42,7 +42,7 @@ class Network:
         self.last_arrival: dict[Link, float] = {}
         self.calm = False  # after the faults have stopped
 
-    def send(self, sender: int, receiver: int, message: Message) -> None:
+    def send(self, sender: int, receiver: int, message: PeerMessage) -> None:
         """Take a message; perhaps it arrives."""
         link = (sender, receiver)
         if link in self.broken:
@@ -58,6 +58,11 @@ class Network:
         self.deliver_at(self._in_order(link, arrival), link, message)
         if doubled and not self.calm:
             self.deliver_at(self._in_order(link, self._arrival(self.duplicates)), link, message)
+
+    def post(self, sender: int, receiver: int, message: PeerMessage) -> bool:
+        """The same for what is not Raft's. False: there is no connection, and so it did not leave."""
+        self.send(sender, receiver, message)
+        return not (self.faults.ordered and (sender, receiver) in self.blocked)
 
     def _lose(self, rng: random.Random, link: Link) -> None:
         if self.faults.ordered:

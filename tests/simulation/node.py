@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 from raft.core.core import RaftCore
@@ -16,7 +17,10 @@ from raft.core.entry import Entry, EntryKind
 from raft.core.membership import Configuration, decode_configuration
 from raft.core.messages import InstallSnapshotResponse, Message
 from raft.core.state import CoreOptions, Role
+from raft.storage.errors import DiskFullError
+from raft.transport.node_messages import NodeMessage, PeerMessage
 from tests.simulation.disk import Disk, Snapshot
+from tests.simulation.service import Service
 from tests.simulation.streaming import Library, Receiver, Sender
 
 
@@ -68,6 +72,8 @@ class Node:
         self.library = library or Library()
         self.chunk_bytes = chunk_bytes
         self.loads_at_once = True  # else someone calls finish_loading() once a snapshot has arrived
+        self.make_service: Callable[[Node], Service] | None = None  # None: entries are kept, not carried out
+        self.service: Service | None = None
         self.core: RaftCore | None = None
         self.incarnation = 0
         self.applied: list[Entry] = []
@@ -93,6 +99,7 @@ class Node:
     def start(self, rng: random.Random) -> None:
         """Start the process on what the disk holds: the machine begins with the snapshot."""
         self.incarnation += 1
+        self.disk.open()
         snapshot = self.disk.snapshot
         self._become(snapshot)
         self.sender = Sender(self.node_id, self.library, self.chunk_bytes)
@@ -101,18 +108,23 @@ class Node:
         self.core = RaftCore(
             self.node_id,
             self._configuration_of(snapshot),
-            self.disk,
+            self.disk.reader,
             hard_state=self.disk.hard_state,
             options=self.options,
             rng=rng,
             now=self.clock(),
             identity=self.identity,
             snapshot_index=snapshot.index,
-            later_configurations=list(self.disk.log.configurations),
+            later_configurations=self.disk.configurations(),
             lost=self.disk.lost,
         )
+        self._started()
+        self.service = self.make_service(self) if self.make_service is not None else None
         if self.observer is not None:
             self.observer.started(self)
+
+    def _started(self) -> None:
+        """The core is there; nothing has happened to it yet."""
 
     def _become(self, snapshot: Snapshot) -> None:
         self.applied = list(snapshot.applied)
@@ -124,20 +136,35 @@ class Node:
 
     def crash(self, rng: random.Random, *, power_cut: bool) -> None:
         """The process dies between two effects."""
-        self.core = None
+        self.core = self.service = None
         self.disk.crash(rng, power_cut=power_cut)
 
     # --- events: the core's, with the observer told after each ------------------------------------------
 
-    def receive(self, sender: int, message: Message) -> None:
+    def receive(self, sender: int, message: PeerMessage) -> None:
+        if isinstance(message, NodeMessage):
+            if self.service is not None:
+                self.service.receive(sender, message)
+            return
         self.running.receive(sender, message, self.clock())
         self._changed()
         if isinstance(message, InstallSnapshotResponse):
             self._on_snapshot_response(sender, message)
 
+    def begin_turn(self) -> None:
+        """Before anything is received in it."""
+        if self.service is not None:
+            self.service.begin_turn()
+
     def tick(self) -> None:
         self.running.tick(self.clock())
         self._changed()
+
+    def advance(self) -> None:
+        """After the tick: what clients and the ledger want."""
+        if self.service is not None:
+            self.service.advance()
+            self._changed()
 
     def propose(self, payloads: list[bytes]) -> int | None:
         first = self.running.propose(payloads, self.clock())
@@ -155,6 +182,8 @@ class Node:
     def disconnected(self, peer: int) -> None:
         self.running.disconnected(peer, self.clock())
         self._changed()
+        if self.service is not None:
+            self.service.disconnected(peer)
 
     def transfer(self, target: int | None) -> str | None:
         refusal = self.running.transfer(target, self.clock())
@@ -165,6 +194,10 @@ class Node:
         answer = self.running.change_configuration(configuration, self.clock())
         self._changed()
         return answer
+
+    def next_deadline_ms(self) -> float:
+        """When a turn is due though nothing has arrived."""
+        return self.running.next_deadline_ms()
 
     def _changed(self) -> None:
         if self.observer is not None:
@@ -177,7 +210,8 @@ class Node:
         if not self.applied or len(self.applied) <= self.disk.snapshot.index:
             return None
         last = self.applied[-1]
-        snapshot = Snapshot(last.index, last.term, self.applied_configuration, tuple(self.applied))
+        machine = self.service.dump() if self.service is not None else b""
+        snapshot = Snapshot(last.index, last.term, self.applied_configuration, tuple(self.applied), machine)
         self._save(snapshot)
         return snapshot
 
@@ -196,6 +230,8 @@ class Node:
             if self.observer is not None:
                 self.observer.loading(self, snapshot)
             self._become(snapshot)
+            if self.service is not None:
+                self.service.load(snapshot.machine, snapshot.configuration)
         self._changed()
 
     # --- effects ----------------------------------------------------------------------------------------
@@ -207,6 +243,8 @@ class Node:
             self._changed()
             self.news.extend(effects.news)
             work = _has_work(effects)
+            if effects.configuration_changed and self.service is not None:
+                self.service.follow_configuration()
             if work:
                 yield from self._write_and_send(effects)
                 yield from self._apply_and_answer(effects)
@@ -217,7 +255,10 @@ class Node:
     def _write_and_send(self, effects: Effects) -> Iterator[str]:
         if effects.hard_state is not None:
             yield "hard state"
-            self.disk.write_hard_state(effects.hard_state)
+            try:
+                self.disk.write_hard_state(effects.hard_state)
+            except DiskFullError:
+                yield from self._outlast(partial(self.disk.write_hard_state, effects.hard_state))
         for peer, message in effects.early_messages:
             yield "early message"
             self._send(peer, message)
@@ -226,37 +267,67 @@ class Node:
                 yield step_of(operation)
                 if self.observer is not None:
                     self.observer.writing(self, operation)
-                self.disk.write(operation)
+                try:
+                    self.disk.write(operation)
+                except DiskFullError:
+                    yield from self._outlast(partial(self.disk.write, operation))
             yield "fsync"
             self.disk.sync()
-            last = self.disk.last_index
-            self.running.disk_done(last, self.disk.term(last), self.clock())
+            reader = self.disk.reader
+            self.running.disk_done(reader.last_index, reader.term(reader.last_index), self.clock())
             self._changed()
         if effects.healed:
             yield "healed"
-            self.disk.lost = None
+            self.disk.healed()
         for peer, message in effects.messages:
             yield "message"
             self._send(peer, message)
 
+    def _outlast(self, write: Callable[[], None]) -> Iterator[str]:
+        """Wait out a full disk in silence, and write (Worker._outlast_full_disk)."""
+        since = self.clock()
+        while True:
+            yield "disk full"
+            if self.service is not None:
+                self.service.desk.wait_out(self.clock(), self.clock() - since)
+            try:
+                write()
+                return
+            except DiskFullError:
+                continue
+
     def _apply_and_answer(self, effects: Effects) -> Iterator[str]:
         if effects.committed is not None:
             yield "apply"
+            if self.service is not None:
+                self.service.apply()
             while len(self.applied) < effects.committed:
-                entry = self.disk.entry(len(self.applied) + 1)
-                if self.observer is not None:
-                    self.observer.applying(self, entry)
-                self.applied.append(entry)
-                if entry.kind == EntryKind.CONFIGURATION:
-                    self.applied_configuration = entry.data
+                self.note_applied()
         if effects.reads_ready or effects.reads_failed:
             yield "answer reads"
+            if self.service is not None:
+                self.service.desk.on_reads(effects.reads_ready, effects.reads_failed)
+                return
             self.reads_waiting.extend(effects.reads_ready)
             self.reads_failed.extend(effects.reads_failed)
         if self.reads_waiting:
             applied = len(self.applied)
             self.reads_ready.extend(read for read in self.reads_waiting if read[1] <= applied)
             self.reads_waiting = [read for read in self.reads_waiting if read[1] > applied]
+
+    def note_applied(self) -> None:
+        """The next committed entry is applied: keep it in the record."""
+        entry = self.disk.entry(len(self.applied) + 1)
+        if self.observer is not None:
+            self.observer.applying(self, entry)
+        self.applied.append(entry)
+        if entry.kind == EntryKind.CONFIGURATION:
+            self.applied_configuration = entry.data
+
+    def end_turn(self) -> None:
+        """All effects are carried out."""
+        if self.service is not None:
+            self.service.end_turn()
 
     def _stream(self, effects: Effects) -> Iterator[str]:
         state = self.running.state

@@ -19,17 +19,14 @@ from raft.core.messages import (
     RequestVoteResponse,
 )
 from raft.core.state import Role
+from raft.transport.node_messages import NodeMessage, PeerMessage
 from tests.simulation.events import Event
 from tests.simulation.network import Link
-from tests.simulation.schedule import Outcome, Schedule, execute, figures_of
+from tests.simulation.schedule import Outcome, Schedule, execute
 from tests.simulation.simulation import Host, Simulation
+from tests.simulation.workload import Request
 
 EVERYBODY = 0
-CLIENT_FIGURES = {
-    "writes acknowledged": "answers a write",
-    "reads answered": "answers a read",
-    "reads refused": "refuses a read",
-}
 MUCH, ALL = 1, 2  # a mark's detail: from which verbosity on it is shown; 0: always
 
 
@@ -101,17 +98,14 @@ class RecordedSimulation(Simulation):
         node.propose, node.read = proposing, reading
 
     def _watch_clients(self) -> None:
-        workload: Any = self.workload
-        collect = workload.collect_answers
+        def watch(request: Request, replies: list[Any] | None) -> None:
+            words = b" ".join(request.commands[0]).decode("ascii", "backslashreplace")
+            if replies is None:
+                self.mark(request.node.node_id, "client", f"is asked: {words}", MUCH)
+            else:
+                self.mark(request.node.node_id, "client", f"answers {replies[0]!r} to {words}")
 
-        def collecting(node: Any, *more: Any) -> None:
-            before = figures_of(self)
-            collect(node, *more)
-            for figure, told in CLIENT_FIGURES.items():
-                if (done := figures_of(self)[figure] - before[figure]) > 0:
-                    self.mark(node.node_id, "client", f"{told} ×{done}" if done > 1 else told)
-
-        workload.collect_answers = collecting
+        self.workload.watcher = watch
 
     def _crash(self, host: Host) -> None:
         self.known[host.node.node_id].role = None
@@ -119,11 +113,11 @@ class RecordedSimulation(Simulation):
         self.mark(host.node.node_id, "crash", f"CRASH{middle}")
         super()._crash(host)
 
-    def _deliver_at(self, at: float, link: Link, message: Message) -> None:
+    def _deliver_at(self, at: float, link: Link, message: PeerMessage) -> None:
         self.sent[link, id(message)] = self.now
         super()._deliver_at(at, link, message)
 
-    def _deliver(self, link: Link, message: Message) -> None:
+    def _deliver(self, link: Link, message: PeerMessage) -> None:
         sender, receiver = link
         if self.hosts[receiver].up:
             text, detail = _message(message)
@@ -223,7 +217,7 @@ def _entries(first: int, count: int) -> str:
     return f"{first}" if count == 1 else f"{first}-{first + count - 1}"
 
 
-def _message(message: Message) -> tuple[str, int]:
+def _message(message: PeerMessage) -> tuple[str, int]:
     """In a few words, and from which verbosity on it matters."""
     if isinstance(message, RequestVote):
         if message.pre_vote:
@@ -243,6 +237,8 @@ def _message(message: Message) -> tuple[str, int]:
         return f"refuses t{message.term}", 0
     if isinstance(message, InstallSnapshot):
         return f"snapshot {message.last_index} @{message.offset}", 0
+    if isinstance(message, NodeMessage):
+        return type(message).__name__, MUCH
     return f"{type(message).__name__} t{message.term}", MUCH
 
 

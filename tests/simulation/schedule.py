@@ -117,18 +117,24 @@ def _told(simulation: Simulation | None) -> tuple[tuple[Event, ...], Counter[str
 def figures_of(simulation: Simulation) -> Counter[str]:
     """How much of what matters has happened: a run without elections proves nothing."""
     checker, workload = simulation.checker, simulation.workload
+    books = simulation.machines.books
     figures = Counter(
         {
             "terms": max(checker.leaders, default=0),
             "leaders": len(checker.leaders),
             "commits": len(checker.committed),
-            "writes acknowledged": len(workload.acknowledged),
+            "writes acknowledged": workload.writes_acknowledged,
             "reads answered": workload.reads_answered,
             "reads refused": workload.reads_refused,
             "restarts": sum(max(node.incarnation - 1, 0) for node in simulation.nodes.values()),
             "snapshots installed": simulation.installs,
             "changes committed": len(checker.configurations),
             "disks lost": simulation.members.wipes,
+            "reports acknowledged": len(books.acknowledged),
+            "intervals": len(books.opened),
+            "turns judged": len(books.outcomes),
+            "bans": books.bans,
+            "claims": len(books.claims),
             "simulated seconds": round(simulation.now / 1000),
         }
     )

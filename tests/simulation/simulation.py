@@ -12,16 +12,29 @@ import heapq
 import random
 from collections.abc import Callable, Iterator
 
-from raft.core.messages import Message
+from raft.core.membership import encode_configuration
 from raft.core.state import Role
+from raft.storage.errors import DiskFullError, StorageError
+from raft.transport.node_messages import PeerMessage
+from tests.simulation import disk_faults
 from tests.simulation.checker import Checker, violated
 from tests.simulation.events import Plan
-from tests.simulation.faults import Scenario, draw_read_race, draw_scenario
+from tests.simulation.faults import Scenario, draw_read_race, draw_scenario, has_small_windows
+from tests.simulation.machines import Machines
 from tests.simulation.members import Members, leaders
 from tests.simulation.network import Link, Network
 from tests.simulation.node import Node
+from tests.simulation.projector import Mongo, Projector
+from tests.simulation.service import Service
+from tests.simulation.stored import StoredDisk
+from tests.simulation.stored_node import StoredNode
 from tests.simulation.streaming import Library
 from tests.simulation.workload import Workload
+from tests.storage.memory_disk import PowerLoss
+
+DISK_FULL_RETRY_MS = 200.0  # Worker._outlast_full_disk
+
+WALL_START_MS = 1_700_000_000_000
 
 
 def is_read_race(seed: int) -> bool:
@@ -37,15 +50,16 @@ def scenario_of(seed: int) -> Scenario:
 class Host:
     """A machine in the simulation: a node's clock, inbox, and the turn that it is in the middle of."""
 
-    def __init__(self, node: Node, rate: float, start: float, plan: Plan) -> None:
+    def __init__(self, node: StoredNode, rate: float, start: float, plan: Plan) -> None:
         self.node = node
         self.rate = rate
         self.clock_start = start
+        self.wall_offset = plan.stream(f"wall {node.node_id}").uniform(-2000, 2000)
         self.rng = plan.stream(f"core {node.node_id}")  # seeds the core's own generator at each start
         self.turn_rng = plan.stream(f"turns {node.node_id}")
         self.snapshot_rng = plan.stream(f"snapshots {node.node_id}")
         self.crash_rng = self.turn_rng  # of the fault event that lets it crash
-        self.inbox: list[tuple[int, Message]] = []
+        self.inbox: list[tuple[int, PeerMessage]] = []
         self.broken_peers: list[int] = []
         self.turn: Iterator[str] | None = None
         self.paused_until = 0.0
@@ -54,6 +68,7 @@ class Host:
         self.wake_at = float("inf")
         self.next_snapshot = 0  # entries from the last one
         self.loading = False  # a received snapshot becomes the machine at some later time
+        self.snapshot_step_at: float | None = None  # the child that writes one goes on then
 
     @property
     def up(self) -> bool:
@@ -61,6 +76,13 @@ class Host:
 
     def local_ms(self, now: float) -> float:
         return self.clock_start + now * self.rate
+
+    def wall_ms(self, now: float) -> int:
+        return int(WALL_START_MS + self.wall_offset + now * self.rate)
+
+
+class Refused(Exception):
+    """A node's storage does not open: it is damaged."""
 
 
 class Simulation:
@@ -77,11 +99,19 @@ class Simulation:
         self.sequence = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self.hosts: dict[int, Host] = {}
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, StoredNode] = {}
         self.checker = self._new_checker()
+        self.checker.founding.add(encode_configuration(self.scenario.configuration))
         self.members = Members(self.nodes, self.checker, self.scenario.configuration)
         self.library = Library()
-        self.workload = Workload()
+        self.refusals: list[str] = []  # of damaged disks
+        self.machines = Machines(self.scenario.service)
+        self.workload = Workload(self, self.scenario, self.machines)
+        self.machines.listener = self._published
+        self.crowd_rng = self.plan.stream("crowd")
+        self.mongo = (
+            Mongo(self.plan.stream("mongodb"), self.machines.books) if self.scenario.mongodb else None
+        )
         self.calm = False
         self.network = Network(
             self.plan,
@@ -100,6 +130,9 @@ class Simulation:
         self._begin(self._fault, self.plan.schedule("f"), 100, 600)
         if self.scenario.changes is not None:
             self._begin(self._change_members, self.plan.schedule("c"), 100, 600)
+        if self.mongo is not None:
+            self.machines.vouched_for = lambda: 0 if self.mongo is None else self.mongo.checkpoint
+            self._begin(self._project, self.plan.stream("projectors"), 0, 50)
         if self.scenario.load_every_ms:
             self._begin(self._load, self.plan.stream("load"), 0, 50)
 
@@ -113,18 +146,19 @@ class Simulation:
 
     def _add_host(self, node_id: int) -> None:
         scenario = self.scenario
-        node = self.nodes[node_id] = Node(
+        node = self.nodes[node_id] = StoredNode(
             node_id,
             scenario.configuration,
             options=scenario.options,
             clock=lambda: self.hosts[node_id].local_ms(self.now),
             send=self.network.send,
+            disk=StoredDisk(node_id, scenario.storage, self.library),
             observer=self.checker,
             identity=f"{node_id}.1" if scenario.changes is not None and scenario.changes.identities else "",
             library=self.library,
             chunk_bytes=scenario.snapshots.chunk_bytes if scenario.snapshots is not None else 1 << 20,
         )
-        node.loads_at_once = scenario.snapshots is None or scenario.snapshots.load_ms[1] == 0.0
+        node.make_service = self._new_service
         self.hosts[node_id] = Host(
             node,
             scenario.clock_rates[node_id],
@@ -132,9 +166,27 @@ class Simulation:
             self.plan,
         )
 
+    def _new_service(self, node: Node) -> Service:
+        host = self.hosts[node.node_id]
+        service = Service(
+            node,
+            self.scenario.service,
+            wall=lambda: host.wall_ms(self.now),
+            post=self.network.post,
+            wake=lambda: self._wake_for_clients(host),
+            watcher=self.machines,
+        )
+        if self.mongo is not None:
+            service.projector = Projector(service, self.mongo)
+        return service
+
     # --- the agenda -------------------------------------------------------------------------------------
 
     def _at(self, when: float, action: Callable[[], None]) -> None:
+        self.at(when, action)
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Have something done at a time, ms."""
         self.sequence += 1
         heapq.heappush(self.agenda, (when, self.sequence, action))
 
@@ -158,10 +210,49 @@ class Simulation:
 
     def _start(self, host: Host) -> None:
         host.crash_in = None
-        host.node.start(random.Random(host.rng.random()))
-        self._run_turn(host)
+        if self._guard(host, self._open) and host.up:
+            self._run_turn(host)
 
-    def _deliver_at(self, at: float, link: Link, message: Message) -> None:
+    def _open(self, host: Host) -> None:
+        """Start the process. A storage that is damaged is refused, or loses what nobody needs."""
+        node, disk = host.node, host.node.disk
+        seed = random.Random(host.rng.random())
+        was_damaged = disk.damaged
+        try:
+            node.start(seed)
+        except StorageError as error:
+            if disk.platter.free is not None and disk.platter.copies_on_write and not was_damaged:
+                self._crash(host)  # what was found cannot be written again: it waits for space
+                return
+            if disk.platter.injected or not was_damaged:
+                raise
+            self.refusals.append(f"{was_damaged}: {error}")
+            raise Refused from error
+        except DiskFullError:
+            if disk.platter.free is None:
+                raise
+            self._crash(host)  # there is not even space for a new data directory
+            return
+        self.members.damaged.discard(node.node_id)
+
+    def _guard(self, host: Host, action: Callable[[Host], None]) -> bool:
+        """Do what writes to the node's disk. False: its process did not survive."""
+        try:
+            action(host)
+        except PowerLoss:
+            self._crash(host)
+        except Refused:
+            self._replace(host)
+        except StorageError:
+            if not host.node.disk.platter.injected:
+                raise
+            host.crash_rng = host.turn_rng
+            self._crash(host)
+        else:
+            return True
+        return False
+
+    def _deliver_at(self, at: float, link: Link, message: PeerMessage) -> None:
         if self.scenario.changes is None or not self.scenario.changes.wipe:
             self._at(at, lambda: self._deliver(link, message))
             return
@@ -175,7 +266,7 @@ class Simulation:
 
         self._at(at, deliver)
 
-    def _are_acquainted(self, sender: Node, receiver: Node) -> bool:
+    def _are_acquainted(self, sender: StoredNode, receiver: StoredNode) -> bool:
         """Neither has recorded another identity for the other, as the handshake would find out. A node
         without a leader believes the other, and goes on believing its leader: its record may be from before
         the other was removed and added."""
@@ -187,7 +278,7 @@ class Simulation:
                 return False
         return True
 
-    def _deliver(self, link: Link, message: Message) -> None:
+    def _deliver(self, link: Link, message: PeerMessage) -> None:
         sender, receiver = link
         host = self.hosts[receiver]
         if host.up and (link not in self.network.blocked or not self.faults.ordered):
@@ -231,19 +322,27 @@ class Simulation:
         self._at(when, wake)
 
     def _run_turn(self, host: Host) -> None:
+        self._guard(host, self._turn)
+
+    def _turn(self, host: Host) -> None:
         """One turn of the owner thread: everything that arrived, then the time, then the effects."""
         node = host.node
         inbox, host.inbox = host.inbox, []
         broken, host.broken_peers = host.broken_peers, []
+        host.turn = node.carry_out()  # begun: whatever wakes this node from now on waits for the next turn
+        node.begin_turn()
         for peer in broken:
             node.disconnected(peer)
         for sender, message in inbox:
             node.receive(sender, message)
         node.tick()
-        host.turn = node.carry_out()
-        self._go_on(host)
+        node.advance()
+        self._carry_on(host)
 
     def _go_on(self, host: Host) -> None:
+        self._guard(host, self._carry_on)
+
+    def _carry_on(self, host: Host) -> None:
         """Carry out effects until one takes time, the node crashes, or all are done."""
         turn, rng = host.turn, host.turn_rng
         assert turn is not None
@@ -257,22 +356,29 @@ class Simulation:
             if step == "fsync":
                 delay = rng.uniform(*self.faults.fsync_ms)
                 if not self.calm and self.faults.disk_hang and rng.random() < self.faults.disk_hang:
-                    delay = rng.uniform(100, 1000)
+                    delay = self._hang(host)
+                    if delay == float("inf"):
+                        return
+            elif step == "disk full":
+                delay = DISK_FULL_RETRY_MS
             elif self.faults.interleave and rng.random() < self.faults.interleave:
                 delay = rng.uniform(0, 2)
             if delay > 0.15:
                 self._resume_at(host, self.now + delay)
                 return
+        host.node.end_turn()
         host.turn = None
         self.checker.settled(host.node)
-        self.workload.collect_answers(host.node)
         if self.scenario.snapshots is not None:
             self._maintain_snapshots(host)
-        if host.inbox or host.broken_peers:
+        service = host.node.service
+        assert service is not None
+        if host.inbox or host.broken_peers or service.has_requests:
             self._wake_at(host, self.now)
         else:
-            deadline = host.node.running.next_deadline_ms()
-            self._wake_at(host, max(self.now, (deadline - host.clock_start) / host.rate + 1e-6))
+            deadline = host.node.next_deadline_ms()
+            when = max(self.now, (deadline - host.clock_start) / host.rate + 1e-6)
+            self._wake_at(host, min(when, self.now + service.wait_ms() / host.rate))
 
     def _resume_at(self, host: Host, when: float) -> None:
         incarnation = host.node.incarnation
@@ -286,17 +392,39 @@ class Simulation:
 
         self._at(when, resume)
 
+    def _hang(self, host: Host) -> float:
+        """The disk hangs: for how long, ms; infinity if the node ends before."""
+        rng = host.turn_rng
+        delay, ends = disk_faults.hang_ms(rng, self.scenario.options.election_timeout_max_ms)
+        if not ends or not self.scenario.disk.hangs:
+            return delay
+        incarnation = host.node.incarnation
+
+        def end() -> None:
+            if host.node.incarnation == incarnation and host.up:
+                host.crash_rng = rng
+                self._crash(host)
+
+        self._at(self.now + delay, end)
+        return float("inf")
+
     def _maintain_snapshots(self, host: Host) -> None:
         """Between turns: take a snapshot, compact the log, begin to load what arrived."""
         plan, node, rng = self.scenario.snapshots, host.node, host.snapshot_rng
         assert plan is not None
         before = node.disk.snapshot.index
-        if len(node.applied) - before >= host.next_snapshot:
-            host.next_snapshot = rng.randint(*plan.every)
-            if node.take_snapshot() is not None and rng.random() < plan.compact:
+        if node.child is None:
+            if len(node.applied) - before >= host.next_snapshot and node.begin_snapshot():
+                host.next_snapshot = rng.randint(*plan.every)
+                host.snapshot_step_at = self.now
+        elif self.now >= (host.snapshot_step_at or 0.0):
+            host.snapshot_step_at = self.now + rng.choice((0.0, 0.0, 5.0))
+            if node.advance_snapshot() and rng.random() < plan.compact:
                 newest = node.disk.snapshot.index
-                node.disk.compact(rng.choice((before, newest, newest - 1)))
-        if node.receiver.complete is not None and not host.loading:
+                node.compact_to = rng.choice((before, newest, newest, newest - 1))
+        if node.compact_to:
+            node.compact()
+        if node.load_job is not None and not host.loading:
             host.loading = True
             self._finish_loading_at(host, self.now + rng.uniform(*plan.load_ms))
 
@@ -310,7 +438,7 @@ class Simulation:
                 self._finish_loading_at(host, max(self.now + 1, host.paused_until))
                 return
             host.loading = False
-            host.node.finish_loading()
+            host.node.load_now()
             self._run_turn(host)
 
         self._at(when, finish)
@@ -318,29 +446,38 @@ class Simulation:
     # --- clients ----------------------------------------------------------------------------------------
 
     def _client(self, rng: random.Random) -> None:
-        self._at(self.now + rng.expovariate(1 / self.scenario.client_every_ms), lambda: self._client(rng))
-        ready = [host for host in self.hosts.values() if self._can_take_clients(host)]
-        if not ready:
-            return
-        leaders = [host for host in ready if host.node.role is Role.LEADER]
-        to_leader = rng.random() < (0.3 if self.calm else 0.7)  # when calm, every node must answer soon
-        host = rng.choice(leaders if leaders and to_leader else ready)
-        for _ in range(rng.choice((1, 1, 2))):
-            if rng.random() < 0.5:
-                self.workload.write(host.node, rng.choice((1, 1, 3)), rng.choice((0, 0, 30)))
-            else:
-                self.workload.read(host.node, self.now)
-        if rng.random() < 0.8:  # else the operations wait for the turn that the next message brings
+        self._at(self.now + rng.expovariate(1 / self._client_every_ms()), lambda: self._client(rng))
+        self.workload.act(rng)
+
+    def _project(self, rng: random.Random) -> None:
+        """One of the projectors that have something to do goes on."""
+        self._at(self.now + rng.uniform(5, 40), lambda: self._project(rng))
+        services = [host.node.service for host in self.hosts.values() if host.node.service is not None]
+        ready = [each for each in services if each.projector.busy or each.state.role is Role.LEADER]
+        if ready:
+            rng.choice(ready).projector.act()
+
+    def any_node(self, rng: random.Random) -> Node | None:
+        """A node that a client can talk to: mostly a leader."""
+        ready = [host.node for host in self.hosts.values() if host.up]
+        leaders = [node for node in ready if node.role is Role.LEADER]
+        to_leader = rng.random() < (0.3 if self.calm else 0.6)  # when calm, every node must answer soon
+        return rng.choice(leaders if leaders and to_leader else ready) if ready else None
+
+    def _wake_for_clients(self, host: Host) -> None:
+        if host.turn_rng.random() < 0.8:  # else they wait for the turn that the next message brings
             self._wake(host)
+
+    def _published(self, channel: str, payload: str) -> None:
+        if channel == "turns":
+            self.workload.crowd.hear(int(payload.split()[0]), self.crowd_rng)
 
     def _load(self, rng: random.Random) -> None:
         """A client that always has proposals in flight, so that a leader hardly ever owes a heartbeat."""
         self._at(self.now + rng.uniform(0.5, 1.0) * self.scenario.load_every_ms, lambda: self._load(rng))
         for host in self.hosts.values():
-            in_flight = len(self.workload.writes.get(host.node.node_id, ()))
-            if host.node.role is Role.LEADER and self._can_take_clients(host) and in_flight < 12:
-                self.workload.write(host.node)
-                self._wake(host)
+            if host.node.role is Role.LEADER and self._can_take_clients(host):
+                self.workload.load(host.node)
 
     def _change_members(self, times: random.Random) -> None:
         changes = self.scenario.changes
@@ -375,6 +512,7 @@ class Simulation:
     def _fault_weights(self) -> dict[str, float]:
         """By the names of the methods below."""
         faults, snapshots, changes = self.faults, self.scenario.snapshots, self.scenario.changes
+        disk = self.scenario.disk
         return {
             "crash": faults.crash,
             "partition": faults.partition,
@@ -382,8 +520,12 @@ class Simulation:
             "pause": faults.pause,
             "suspect": faults.suspect,
             "clock_jump": faults.clock_jump,
+            "wall_jump": faults.wall_jump,
             "abort": snapshots.abort if snapshots is not None else 0.0,
             "wipe": changes.wipe if changes is not None else 0.0,
+            "disk_error": disk.error,
+            "disk_full": disk.full,
+            "damage": disk.damage,
         }
 
     def _any_host(self, rng: random.Random) -> Host:
@@ -398,6 +540,12 @@ class Simulation:
                 host.crash_in = rng.choice((0, 0, 1, 2, 3, 5, 8))
                 host.crash_rng = random.Random(rng.random())
                 told.append(f"{host.node.node_id}")
+                if rng.random() < self.scenario.disk.dies_in_call:
+                    host.crash_in, host.node.disk.platter.dies_in = (
+                        1 << 30,
+                        rng.choice((0, 1, 2, 3, 5, 8, 13, 21)),
+                    )
+                    continue
                 if host.turn is None and rng.random() < 0.5:
                     self._crash(host)
         return f"node {', '.join(told)}" if told else ""
@@ -421,25 +569,71 @@ class Simulation:
 
     def _fault_abort(self, rng: random.Random) -> str:
         host = self._any_host(rng)
-        unfinished = len(host.node.receiver.data)
-        host.node.receiver.abort()
+        if not host.up:
+            return ""
+        unfinished = 0
+
+        def abort(host: Host) -> None:
+            nonlocal unfinished
+            unfinished = host.node.abort_snapshot()
+
+        self._guard(host, abort)
         return f"node {host.node.node_id} after {unfinished} bytes" if unfinished else ""
 
     def _fault_wipe(self, rng: random.Random) -> str:
-        """A disk is lost; its replacement comes after long enough for a leader without it to have noticed."""
+        """A disk is lost."""
         host = self._any_host(rng)
         if host.crash_in is not None or not self.members.may_be_wiped(host.node.node_id):
             return ""
         if host.up:
             host.crash_rng = rng
             self._crash(host)
+        self._wipe(host)
+        return f"node {host.node.node_id}"
+
+    def _fault_disk_error(self, rng: random.Random) -> str:
+        return disk_faults.let_fail(self._any_host(rng), rng)
+
+    def _fault_disk_full(self, rng: random.Random) -> str:
+        host = self._any_host(rng)
+        told = disk_faults.fill(host, rng)
+        if told:
+            until = self.now + rng.expovariate(1 / self.scenario.disk.full_ms)
+            self._at(until, lambda: self._free_disk(host))
+        return told
+
+    def _free_disk(self, host: Host) -> None:
+        host.node.disk.platter.free = None
+
+    def _fault_damage(self, rng: random.Random) -> str:
+        """A node is down, or goes down, and comes back to a file that is not as it was."""
+        host = self._any_host(rng)
+        if host.crash_in is not None or not disk_faults.may_be_damaged(host.node.node_id, self.members):
+            return ""
+        if host.up:
+            host.crash_rng = rng
+            self._crash(host)
+        return disk_faults.damage(host, rng, self.members)
+
+    def _replace(self, host: Host) -> None:
+        """The storage was refused: its operator replaces the disk, or the node stays away for good."""
+        node = host.node
+        node.crash(host.turn_rng, power_cut=False)
+        self.members.damaged.discard(node.node_id)
+        if self.scenario.changes is not None and self.members.may_be_wiped(node.node_id) and node.identity:
+            self._wipe(host)
+        else:
+            self.members.refused.add(node.node_id)
+            self.checker.out_of_use.add(node.node_id)
+
+    def _wipe(self, host: Host) -> None:
+        """A replacement comes after long enough for a leader without it to have noticed."""
         self.members.wipe(host.node)
         host.down_until = self.now + 5 * self.scenario.options.election_timeout_max_ms
         self._at(host.down_until, lambda: self._restart(host))
-        return f"node {host.node.node_id}"
 
     def _restart(self, host: Host) -> None:
-        if not host.up and self.now >= host.down_until:
+        if not host.up and self.now >= host.down_until and host.node.node_id not in self.members.refused:
             self._start(host)
 
     def _fault_partition(self, rng: random.Random) -> str:
@@ -471,6 +665,13 @@ class Simulation:
         host.clock_start += jump
         return f"node {host.node.node_id} by {jump:.0f} ms"
 
+    def _fault_wall_jump(self, rng: random.Random) -> str:
+        host, jump = self._any_host(rng), rng.choice((-5000, -300, 300, 5000, 30_000))
+        if self.scenario.service.sessions_expire and rng.random() < 0.2:
+            jump = 2 * 60 * 60 * 1000
+        host.wall_offset += jump
+        return f"the wall clock of node {host.node.node_id} by {jump} ms"
+
     # --- after the faults -------------------------------------------------------------------------------
 
     def expect_progress(self) -> None:
@@ -482,6 +683,9 @@ class Simulation:
         healthy = self._draw_healthy()
         cut_off = set(self.hosts) - healthy
         self.network.heal(healthy)
+        for host in self.hosts.values():
+            platter = host.node.disk.platter
+            platter.free, platter.failing, platter.dies_in = None, (), None
         for node_id in healthy:
             host = self.hosts[node_id]
             host.crash_in, host.paused_until = None, min(host.paused_until, self.now)
@@ -491,14 +695,39 @@ class Simulation:
         for node_id in cut_off:
             self.network.blocked |= {(node_id, other) for other in healthy}
             self.network.blocked |= {(other, node_id) for other in healthy}
-        fresh = self.workload.next_number
+        self.workload.fresh = self.workload.next_number
+        opened = len(self.machines.books.opened)
         limit = self._patience_ms()
-        self._until(lambda: self._has_progress(healthy, fresh), limit, f"progress of {sorted(healthy)}")
+        self._until(lambda: self._has_progress(healthy), limit, f"progress of {sorted(healthy)}")
         patience = 6 * self.scenario.options.election_timeout_max_ms
-        self._until(lambda: self._no_old_reads(healthy), patience, "answers to old reads")
+        self._until(lambda: self._is_answered(healthy), patience, "answers to old requests")
+        self._until(self.workload.is_settled, limit, "answer to every command under ONCE")
+        if self.scenario.service.policy.interval_ms <= 500:
+            self._until(lambda: len(self.machines.books.opened) >= opened + 2, limit, "interval closed")
+            self._expect_projection(self.machines.last_index, limit)
+        self._check_machines()
         self.checker.check_everything_kept(self.scenario.configuration)
         if not cut_off and self.scenario.spares:
             self._expect_peace()
+
+    def _expect_projection(self, index: int, limit_ms: float) -> None:
+        mongo = self.mongo
+        if mongo is not None:
+            mongo.calm = True
+            self._until(lambda: mongo.checkpoint >= index, limit_ms, f"projection of {index}")
+
+    def _check_machines(self) -> None:
+        """The real digests, and the ledger's own opinion of itself."""
+        for node in self.nodes.values():
+            if node.service is not None:
+                self.machines.compare_digest(node, node.service.machine)
+        newest = max(
+            (node.service.machine for node in self.nodes.values() if node.service is not None),
+            key=lambda machine: machine.applied_index,
+        )
+        newest.ledger.check()
+        if self.mongo is not None:
+            self.mongo.check_rows(newest.ledger)
 
     def _expect_peace(self) -> None:
         """Everybody is up, also who was removed, and thinks perhaps that he is a voter: the leader stays
@@ -515,7 +744,7 @@ class Simulation:
 
     def _draw_healthy(self) -> set[int]:
         """Everyone, or as few as can be elected and commit in whatever configuration may be in force."""
-        healthy = set(self.hosts)
+        healthy = set(self.hosts) - self.members.refused - self.members.damaged
         if not self.members.is_available(healthy):
             violated(f"not even all nodes are a majority of {self.members.possible()}; {self.describe()}")
         rng = self.plan.stream("healing")
@@ -526,14 +755,20 @@ class Simulation:
         return healthy
 
     def _patience_ms(self) -> float:
-        """Time for some elections, and to send a whole log entry by entry through the smallest window."""
+        """Time for some elections, to send a whole log entry by entry through the smallest window, and for
+        clients to come to every node."""
         faults = self.faults
         per_entry = 2 * faults.delay_ms[1] + faults.fsync_ms[1] + 5
         entries = max(node.disk.last_index for node in self.nodes.values()) + 20
         elections = 25 * self.scenario.options.election_timeout_max_ms
         if self.scenario.snapshots is not None:
             elections += 10 * (per_entry + 100) + 2 * self.scenario.snapshots.load_ms[1]
-        return elections + faults.long_delay_ms + entries * per_entry
+        return elections + faults.long_delay_ms + entries * per_entry + 100 * self._client_every_ms()
+
+    def _client_every_ms(self) -> float:
+        """When calm, clients must not keep who lags behind from ever catching up."""
+        slower = self.calm and has_small_windows(self.scenario)
+        return self.scenario.client_every_ms * (4 if slower else 1)
 
     def _until(self, condition: Callable[[], bool], limit_ms: float, what: str) -> None:
         end = self.now + limit_ms
@@ -547,23 +782,23 @@ class Simulation:
         """How many received snapshots have become a machine."""
         return self.checker.installs
 
-    def _has_progress(self, healthy: set[int], fresh: int) -> bool:
-        """A command numbered from `fresh` on is applied at every healthy member; each answered a new read."""
+    def _has_progress(self, healthy: set[int]) -> bool:
+        """A new command is applied at every healthy member; each answered a new read."""
+        workload, fresh = self.workload, self.workload.fresh
+        if workload.fresh_index is None:
+            return False
         configuration = self.members.committed()
         healthy = {n for n in healthy if configuration.has(n) and not self.members.is_lost(n, configuration)}
-        done = [index for number, index in self.workload.acknowledged.items() if number >= fresh]
-        last_read = self.workload.last_read_answered
-        return bool(done) and all(
-            len(self.nodes[n].applied) >= done[0] and last_read.get(n, -1) >= fresh for n in healthy
+        last_read = workload.last_read_answered
+        return all(
+            len(self.nodes[n].applied) >= workload.fresh_index and last_read.get(n, -1) >= fresh
+            for n in healthy
         )
 
-    def _no_old_reads(self, healthy: set[int]) -> bool:
-        patience = 3 * self.scenario.options.election_timeout_max_ms
-        catching_up = {request_id for n in healthy for request_id, _ in self.nodes[n].reads_waiting}
-        return not any(
-            read.node_id in healthy and read.began_ms < self.now - patience and request_id not in catching_up
-            for request_id, read in self.workload.reads.items()
-        )
+    def _is_answered(self, healthy: set[int]) -> bool:
+        """Whatever the outcome, nobody waits long for an answer."""
+        patience = 4 * self.scenario.options.election_timeout_max_ms
+        return self.workload.oldest_waiting(healthy) >= self.now - patience
 
     def describe(self) -> str:
         """The state of every node in one line each, for failure messages."""

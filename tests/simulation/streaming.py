@@ -6,13 +6,14 @@ A receiver that mixed up chunks of two snapshots would ask for a name that nobod
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 from raft.core.messages import InstallSnapshot, InstallSnapshotResponse, Message
 from tests.simulation.disk import Snapshot
 
 STALL_MS = 100.0
+PIECE = 1000
 
 
 @dataclass(slots=True)
@@ -31,6 +32,17 @@ class Library:
         self.contents[name] = snapshot
         self.names[node_id, snapshot.index] = name
         return name
+
+    def chunks_of(self, node_id: int, snapshot: Snapshot) -> list[bytes]:
+        """What a file of the snapshot holds: its name, in two pieces, and the machine."""
+        name, machine = self.bytes_of(node_id, snapshot), snapshot.machine
+        pieces = [machine[at : at + PIECE] for at in range(0, len(machine), PIECE)]
+        return [name[:12], name[12:], *pieces]
+
+    def snapshot_of(self, chunks: Iterable[bytes]) -> Snapshot:
+        """The inverse, the machine as the file has it. Raises KeyError for a name that nobody gave."""
+        head, tail, *pieces = chunks
+        return replace(self.contents[head + tail], machine=b"".join(pieces))
 
 
 @dataclass(slots=True)

@@ -58,7 +58,8 @@ def test_the_schedules_are_worth_running() -> None:
     """Elections, crashes, commits, reads, snapshots, changes of members and lost disks happen in them."""
     terms, restarts, commits, reads, leaders = 0, 0, 0, 0, 0
     installs, changes, wipes, loads = 0, 0, 0, 0
-    for seed in range(1000, 1040):
+    writes, reports, claims, bans, hits, once = 0, 0, 0, 0, 0, 0
+    for seed in range(1000, 1060):
         simulation = Simulation(seed)
         for _ in range(STEPS):
             simulation.step()
@@ -71,6 +72,13 @@ def test_the_schedules_are_worth_running() -> None:
         changes += len(simulation.checker.configurations)
         wipes += simulation.members.wipes
         loads += bool(simulation.scenario.load_every_ms)
+        writes += simulation.workload.writes_acknowledged
+        books = simulation.machines.books
+        reports += len(books.acknowledged)
+        claims += len(books.claims)
+        bans += books.bans
+        hits += sum(outcome == "hit" for outcome in books.outcomes.values())
+        once += len(simulation.machines.model.numbers)
         assert all(host.node.role in (None, *Role) for host in simulation.hosts.values())
     assert terms >= 60, terms
     assert leaders >= 20, leaders
@@ -81,3 +89,9 @@ def test_the_schedules_are_worth_running() -> None:
     assert changes >= 150, changes
     assert wipes >= 5, wipes
     assert loads >= 1, loads
+    assert writes >= 500, writes
+    assert reports >= 80, reports
+    assert claims >= 40, claims
+    assert bans >= 15, bans
+    assert hits >= 150, hits
+    assert once >= 500, once

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench sim chaos chaos-mixes fuzz fuzz-live mutants model
+.PHONY: help setup run test check bench bench-peers bench-quick sim chaos chaos-mixes fuzz fuzz-live mutants model
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -34,8 +34,16 @@ check: setup  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench:  ## load test (arrives with a later release)
-	@echo "make bench: not there yet, the load test arrives with a later release" >&2; exit 1
+BENCH ?=
+bench: bench-peers  ## all benchmarks beside redis, etcd, PySyncObj (about 40 minutes), then docs/benchmarks.md: BENCH="--only speed"
+	$(BIN)/python -m bench $(BENCH)
+
+bench-quick: bench-peers  ## the first four rows of the benchmarks beside the recorded ratios, in 3 minutes
+	$(BIN)/python -m bench --quick $(BENCH)
+
+bench-peers: setup
+	sh bench/install.sh
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 
 SEEDS ?= 20000
 FIRST ?= 0

@@ -12,18 +12,11 @@ from pathlib import Path
 
 from raft.config import ConfigError
 
-LATER = ("bench",)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the arguments (default: the process's) ask for; the exit code."""
     parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    if options.command in LATER:
-        print(f"super_node.py: {options.command} comes in a later release", file=sys.stderr)
-        return 2
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    options = parser.parse_args(arguments)
     if options.command is None and options.id is None:
         parser.error("say which node to run (--id N) or give a command; --help lists them")
     if options.command is not None and options.id is not None:
@@ -65,6 +58,10 @@ def _run(options: argparse.Namespace) -> int:
         from cli.follower_command import run_follower
 
         return run_follower(options)
+    if options.command == "bench":
+        from cli.bench import run_bench
+
+        return run_bench(options)
     if options.command == "fleet":
         from cli.fleet import run_fleet
 
@@ -79,7 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="super_node.py",
         description="A Raft cluster that keeps an honest ledger of who did their work.",
-        epilog="bench comes in a later release.",
     )
     parser.add_argument(
         "--id", type=int, metavar="N", help="run node N of the config until SIGTERM or Ctrl-C"
@@ -95,11 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_backup(commands)
     _add_restore(commands)
+    _add_bench(commands)
     fleet = commands.add_parser("fleet")  # the demo's own child: not for people
     fleet.add_argument("--plan", type=Path, required=True)
     fleet.add_argument("--die-with-parent", type=int, default=argparse.SUPPRESS)
-    for name in LATER:
-        commands.add_parser(name, add_help=False).add_argument("rest", nargs="*")
     return parser
 
 
@@ -198,6 +193,34 @@ def _add_restore(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_config(restore)
     restore.add_argument("file", type=Path, metavar="FILE", help="a backup, or a snapshot-….snap of a node")
     restore.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_bench(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "load test of a running cluster: writes keys of its own, deletes them afterwards"
+    bench = commands.add_parser("bench", help=text, description=text)
+    _add_config(bench)
+    bench.add_argument(
+        "--connect",
+        type=_addresses,
+        metavar="HOST:PORT[,HOST:PORT…]",
+        help="client ports of nodes, among which the clients are spread. Default: the nodes of config.yaml",
+    )
+    numbers = (
+        ("clients", 50, 5000, "connections"),
+        ("pipeline", 1, 1000, "requests that each sends at once"),
+        ("size", 64, 1_000_000, "bytes of a value"),
+        ("keys", 10_000, 1_000_000, "different keys"),
+        ("seconds", 10, 3600, "how long, at most"),
+        ("requests", 10_000_000, 1_000_000_000, "how many, at most"),
+    )
+    for name, default, most, what in numbers:
+        help_text = f"{what}; default: {default}"
+        bench.add_argument(f"--{name}", type=Between(1, most), default=default, metavar="N", help=help_text)
+    bench.add_argument(
+        "--reads", type=Between(0, 100), default=50, metavar="N", help="GETs in a hundred; default: 50"
+    )
+    bench.add_argument("--yes", action="store_true", help="yes, it may write; default: ask at the terminal")
+    bench.add_argument("--json", action="store_true", help="for programs")
 
 
 class Between:

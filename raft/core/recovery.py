@@ -133,8 +133,10 @@ def complain(core: CoreState) -> None:
     if recovering is None or core.now < recovering.complained_ms + COMPLAIN_EVERY_MS:
         return
     recovering.complained_ms = core.now
-    others = [voter for voter in core.configuration.voters if voter != core.node_id]
+    others, quorum = [v for v in core.configuration.voters if v != core.node_id], core.configuration.quorum()
+    enough = f"so {quorum} of the voters {others} must be up and healthy to elect one"
+    too_few = f"and the voters {others} are too few without it, unless a later configuration has more"
     core.effects.news.append(
         f"recovering from entry {recovering.lost.from_index} on, and no leader is heard: this node gives no "
-        f"vote, so {core.configuration.quorum()} of the voters {others} must be up and healthy to elect one"
+        f"vote, {enough if len(others) >= quorum else too_few}"
     )

@@ -238,7 +238,7 @@ class Recovery:
         path = self._files[fault.file][1]
         if fault.proved:
             return CorruptLogError(path, fault.offset, fault.reason)
-        if self._repair is not None and self._repair.goes_on(fault.bad_index):
+        if self._repair is not None and self._repair.goes_on(fault.bad_index, path):
             return CorruptLogError(path, fault.offset, f"{fault.reason}; its repair was interrupted")
         for position in range(fault.file, len(self._files)):
             first_index, later = self._files[position]

@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from raft.core.effects import HardState, LostEntries
 from raft.core.membership import Configuration
+from raft.storage import segments
 from raft.storage.disk import Disk, write_all
 from raft.storage.errors import CorruptLogError, StorageError
 from raft.storage.lost_entries import LostEntriesFile
@@ -68,9 +69,18 @@ class Repair:
         self._configuration = configuration
         self._check_snapshots = check_snapshots
 
-    def goes_on(self, bad_index: int) -> bool:
-        """Whether a log that breaks off at bad_index is what a crash in the middle of a repair has left."""
-        return self._marker.value is not None and self._marker.value.from_index == bad_index
+    def goes_on(self, bad_index: int, path: Path) -> bool:
+        """Whether a log that breaks off at bad_index, in the file path, is what a crash in the middle of a
+        repair has left: what proved the damage may be set aside already."""
+        if self._marker.value is None:
+            return False
+        return self._marker.value.from_index == bad_index or self._is_interrupted(path)
+
+    def _is_interrupted(self, path: Path) -> bool:
+        """Whether the newest repair has set files behind this one aside, but not yet this one, the last.
+        (Where a file was missing there is no such one; a torn tail in its place counts as damage, too.)"""
+        found = self._numbers()
+        return self._marker.value is not None and bool(found) and _are_behind(found[max(found)], path.name)
 
     def begin(
         self,
@@ -89,7 +99,8 @@ class Repair:
         if not any(voter != self._node_id for voter in configuration.voters):
             raise error
         self._check_snapshots(lost_from - 1)
-        self._refuse_too_many(error)
+        if not self._is_interrupted(error.file):
+            self._refuse_too_many(error)
         self._marker.add(LostEntries(lost_from, self._hard_state.term))
         logger.error(
             "%s: damaged at byte %d: %s. Entries from %d on are given up, and asked of the other members; "
@@ -154,7 +165,7 @@ class Repair:
         """That of an earlier repair only while it goes on after a crash: nothing is ever written over."""
         found = self._numbers()
         newest = max(found, default=0)
-        if newest and self._marker.value is not None and not found[newest] & set(names):
+        if newest and self._marker.value is not None and _are_behind(found[newest], max(names)):
             return newest
         return newest + 1
 
@@ -167,3 +178,9 @@ class Repair:
                 f"{error.reason}; and this is not the first time: damaged-{min(numbers)}-… to "
                 f"damaged-{max(numbers)}-… stand here already (move them away to have it repaired once more)",
             )
+
+
+def _are_behind(names: Iterable[str], name: str) -> bool:
+    """Whether all these segments come behind the one of this name."""
+    first = segments.first_index_of(name) or 0
+    return all((segments.first_index_of(each) or 0) > first for each in names)

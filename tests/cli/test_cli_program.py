@@ -86,7 +86,11 @@ SHIPPED = ("--config", str(ROOT / "config.yaml"))
         (("backup", "file", "--config", "/nope.yaml"), "/nope.yaml: there is no such file"),
         (("restore",), "FILE"),
         (("restore", "file", "--config", "/nope.yaml"), "/nope.yaml: there is no such file"),
-        (("bench", "--clients", "5"), "bench comes in a later release"),
+        (("bench", "--clients", "0"), "from 1 to 5000"),
+        (("bench", "--reads", "101"), "from 0 to 100"),
+        (("bench", "--connect", "h"), "HOST:PORT"),
+        (("bench", "--config", "/nope.yaml"), "/nope.yaml: there is no such file"),
+        (("bench", "--yes", "--keys", "1000000", "--size", "2000"), "more than 1,073,741,824 bytes"),
     ],
 )
 def test_wrong_arguments_are_exit_2(

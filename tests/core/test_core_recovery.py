@@ -88,6 +88,13 @@ def test_it_does_not_campaign_and_says_so_now_and_then() -> None:
     assert len([line for line in lab.nodes[2].news if "no leader is heard" in line]) == 2
 
 
+def test_it_does_not_tell_to_start_voters_that_there_are_not() -> None:
+    """Of two voters the other cannot win alone; a founder may have lost all configurations but its first."""
+    lab = damaged(voters=2)
+    lab.campaign(2)
+    assert any("the voters [1] are too few without it" in line for line in lab.nodes[2].news)
+
+
 def test_it_does_not_campaign_when_its_leader_asks_it_to() -> None:
     lab = damaged()
     lab.receive(2, 1, append(T, 1, 1, leader=1), TimeoutNow(T))

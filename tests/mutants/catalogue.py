@@ -71,6 +71,7 @@ BUGS = {
 
 ABSENT = {
     6: "the end's index and term belong to one object, which one thread reads and writes",
+    33: "the core is given monotonic time alone; only entries' stamps come from the wall clock",
     58: "a frame is read whole, by its length, before anybody judges what is in it",
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tests.mutants.core_mutants import Mutant
 
-CLIENT_MUTANTS = (
+MUTANTS = (
     Mutant(
         30,
         "raft/core/reads.py",

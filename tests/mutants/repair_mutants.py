@@ -140,16 +140,30 @@ MUTANTS = (
     Mutant(
         0,
         "raft/storage/repair.py",
-        "        if newest and self._marker.value is not None and not found[newest] & set(names):\n",
+        "        if newest and self._marker.value is not None and _are_behind(found[newest], max(names)):\n",
         "        if newest:\n",
         "what an earlier repair has kept is written over",
     ),
     Mutant(
         0,
         "raft/storage/recovery.py",
-        "        if self._repair is not None and self._repair.goes_on(fault.bad_index):\n",
+        "        if self._repair is not None and self._repair.goes_on(fault.bad_index, path):\n",
         "        if False:\n",
         "a repair that was interrupted goes on as if the tail were torn",
+    ),
+    Mutant(
+        0,
+        "raft/storage/repair.py",
+        "        return self._marker.value.from_index == bad_index or self._is_interrupted(path)\n",
+        "        return self._marker.value.from_index == bad_index\n",
+        "an interrupted repair of what the marker does not name throws the rest away",
+    ),
+    Mutant(
+        0,
+        "raft/storage/repair.py",
+        "        if not self._is_interrupted(error.file):\n            self._refuse_too_many(error)\n",
+        "        self._refuse_too_many(error)\n",
+        "the last repair that is allowed is not gone on with",
     ),
     Mutant(
         0,

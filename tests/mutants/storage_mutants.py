@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from tests.mutants.core_mutants import Mutant
 
-STORAGE_MUTANTS = (
+MUTANTS = (
     Mutant(
         1,
         "raft/storage/hard_state.py",
@@ -40,13 +40,6 @@ STORAGE_MUTANTS = (
         "        self.durable_index = min(self.durable_index, self.log.last_index)\n",
         "",
         "what was truncated counts as durable",
-    ),
-    Mutant(
-        29,
-        "raft/core/replication.py",
-        "        lambda voter: core.durable_index if voter",
-        "        lambda voter: core.log.last_index if voter",
-        "a leader counts itself before its own disk has the entry",
     ),
     Mutant(
         44,
@@ -104,8 +97,8 @@ STORAGE_MUTANTS = (
     Mutant(
         49,
         "raft/storage/recovery.py",
-        "                self._refuse_if_durable(fault)\n",
-        "",
+        "            damage = self._damage(fault)\n            if damage is None:\n",
+        "            damage = None\n            if damage is None:\n",
         "a damaged record is taken for the end of the log",
     ),
     Mutant(

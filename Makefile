@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench bench-peers bench-quick sim chaos chaos-mixes fuzz mutants model
+.PHONY: help setup run test check bench bench-peers bench-quick sim chaos chaos-mixes fuzz fuzz-live mutants model
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,9 @@ RUNS ?= 1000000
 TARGET ?= all
 fuzz: setup  ## every decoder with RUNS=1000000 inputs, guided by coverage (TARGET=all SEED=1)
 	$(BIN)/python -m tests.fuzz $(TARGET) --runs $(RUNS) --seed $(or $(SEED),1)
+
+fuzz-live: setup  ## strangers at all ports of a cluster under load, for MINUTES=5
+	$(BIN)/python -m tests.fuzz live --minutes $(MINUTES)
 
 mutants: setup  ## each catalogued bug put back: the suite must go red
 	$(BIN)/python -m tests.mutants.run

@@ -18,7 +18,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from cli.link import Address, Link, LinkLost, client_address, error_text
+from cli.link import Address, Link, LinkLost, client_address, error_text, whole_number
 from cli.progress import Advance, Stage, Upto, ended_by_sigterm, progress_bar
 from cli.status import ask_cluster, parse_info
 from cli.verify import ReadOnlyDisk
@@ -143,8 +143,8 @@ def find_source(addresses: Sequence[Address]) -> tuple[Source, int]:
             problems.append(f"{host}:{port}: {reason}")
             continue
         fields = parse_info(str(info))
-        applied = fields.get("applied_index", "")
-        return Source(address, fields.get("node_id", "?")), int(applied) if applied.isdigit() else 0
+        applied = max(0, whole_number(fields.get("applied_index", "")) or 0)
+        return Source(address, fields.get("node_id", "?")), applied
     raise BackupError(f"no node answers a read: {'; '.join(problems)}")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cli.follower import Follower, State
-from cli.link import Address, Link, LinkLost, error_text, fields
+from cli.link import Address, Link, LinkLost, error_text, fields, whole_number
 from cli.once import expired
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,10 @@ class Crew:
     def _hear(self, link: Link, channel: str, payload: str) -> None:
         words = payload.split()
         if channel == "turns":
-            if not words or not words[0].isdigit():
-                raise NextNode(f"announced a turn that makes no sense: {payload!r}")
-            self._take_turn(link, int(words[0]))
+            number = whole_number(words[0]) if words else None
+            if number is None or number < 0:
+                raise NextNode(f"announced a turn that makes no sense: {payload!r:.100}")
+            self._take_turn(link, number)
         elif len(words) == 4:
             interval, outcome, delta, balance = words
             log.info(
@@ -254,5 +255,4 @@ def _here_again(error: str) -> bool:
 
 def _number(value: Any) -> int:
     """A field as a whole number; 0 for what is missing or empty."""
-    text = str(value)
-    return int(text) if text.lstrip("-").isdigit() else 0
+    return whole_number(str(value)) or 0

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 RETRY_CODES = frozenset({"CLUSTERDOWN", "INDETERMINATE", "BUSY"})  # sent again, under the same number
 _REMEMBERED = 1000
 _BAN_UNKNOWN_S = 5.0
+_LONGEST_BAN_S = 1e9  # what a server may say more is no more than for good, too
 
 
 class Behaviour(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,7 +188,7 @@ class Follower:
 
 def ban_seconds(error: str) -> float:
     """The time left in a BANNED error, in seconds: its first number, in ms where it says so."""
-    found = re.search(r"(\d+)\s*(ms\b)?", error)
+    found = re.search(r"([0-9]+)\s*(ms\b)?", error)
     if found is None:
         return _BAN_UNKNOWN_S
-    return int(found[1]) / (1000 if found[2] else 1)
+    return min(float(found[1]) / (1000 if found[2] else 1), _LONGEST_BAN_S)

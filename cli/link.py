@@ -5,6 +5,7 @@ A thin layer over redis-py: no retries of its own, every wait bounded. A Link be
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from raft.config import Member
 
 Address = tuple[str, int]
 
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 # redis-py takes these codes off the text of an error and keeps them as a class.
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (redis.exceptions.ClusterDownError, "CLUSTERDOWN"),
@@ -47,6 +49,7 @@ class Link:
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             decode_responses=text,
+            encoding_errors="replace",  # a server that sends no UTF-8 shall not end who reads it
         )
         self._pubsub: Any = None
 
@@ -91,7 +94,7 @@ class Link:
             deadline = time.monotonic() + self._timeout_s
             confirmed = 0
             while confirmed < len(channels):
-                message = self._pubsub.get_message(timeout=max(0.0, deadline - time.monotonic()))
+                message = self._heard(max(0.0, deadline - time.monotonic()))
                 if message is None:
                     raise LinkLost("did not confirm the subscription")
                 confirmed += message["type"] == "subscribe"
@@ -101,12 +104,18 @@ class Link:
     def next_message(self, timeout_s: float) -> tuple[str, str] | None:
         """The next (channel, payload), or None after timeout_s without one. Raises LinkLost."""
         try:
-            message = self._pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s)
+            message = self._heard(timeout_s, ignore_subscribe_messages=True)
         except (redis.RedisError, OSError) as error:
             raise LinkLost(_reason(error)) from error
         if message is None or message["type"] != "message":
             return None
         return message["channel"], message["data"]
+
+    def _heard(self, timeout_s: float, **options: bool) -> Any:
+        try:
+            return self._pubsub.get_message(timeout=timeout_s, **options)
+        except (TypeError, LookupError, AttributeError, ValueError) as error:  # what redis-py makes of it
+            raise LinkLost("sent what is no message") from error
 
 
 def error_text(answer: Any) -> str | None:
@@ -126,6 +135,11 @@ def fields(answer: Any) -> dict[str, Any]:
     if isinstance(answer, list):
         return {str(name): value for name, value in zip(answer[::2], answer[1::2], strict=False)}
     return {}
+
+
+def whole_number(text: str) -> int | None:
+    """A number of at most 18 digits; None for anything else that a server may have sent in its place."""
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def client_address(member: Member) -> Address:

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from cli.link import Link, LinkLost, client_address, error_text
+from cli.link import Link, LinkLost, client_address, error_text, whole_number
 from raft.config import Member, load_settings
 
 TIMEOUT_S = 1.5
@@ -30,8 +30,7 @@ class NodeReport(msgspec.Struct, frozen=True):
 
     def number(self, name: str) -> int | None:
         """A field as a whole number; None when it is missing or is none."""
-        text = self.info.get(name, "")
-        return int(text) if text.lstrip("-").isdigit() else None
+        return whole_number(self.info.get(name, ""))
 
 
 class ClusterReport(msgspec.Struct, frozen=True):
@@ -84,7 +83,8 @@ def judge(reports: tuple[NodeReport, ...]) -> ClusterReport:
     # A deposed leader that has not noticed yet may say so too: the highest term counts.
     leader = max(leaders, key=lambda report: report.number("term") or 0)
     term = leader.number("term")
-    voters = {int(word) for word in leader.info.get("voters", "").replace(",", " ").split() if word.isdigit()}
+    listed = map(whole_number, leader.info.get("voters", "").replace(",", " ").split())
+    voters = {number for number in listed if number is not None}
     voters = voters or {report.member.id for report in reports}
     behind_it = {
         report.member.id
@@ -146,7 +146,7 @@ _WHOLE = ("id", "clients", "role", "term", "up")  # never broken into two lines
 
 
 def _row(report: NodeReport, newest_commit: int) -> list[str]:
-    member, info = report.member, report.info
+    member, info = report.member, {name: escape(text) for name, text in report.info.items()}
     start = [str(member.id), f"{member.host}:{member.client_port}"]
     if report.problem is not None:
         return [*start, "[red]no answer[/red]"]
@@ -170,7 +170,7 @@ def duration(seconds: str) -> str:
     """3725.2 → 1 h 2 min; text that is no number comes back as ?."""
     try:
         whole = int(float(seconds))
-    except ValueError:
+    except (ValueError, OverflowError):
         return "?"
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     if days:
@@ -201,7 +201,8 @@ def to_json(cluster: ClusterReport) -> bytes:
 
 
 def _value(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+    number = whole_number(text)
+    return text if number is None else number
 
 
 def run_status(config: Path, *, as_json: bool, watch_s: int | None) -> int:

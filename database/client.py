@@ -58,7 +58,8 @@ def redact(uri: str) -> str:
     if at:
         user, colon, _ = credentials.partition(":")
         rest = f"{user}{':***' if colon else ''}@{address}"
-    return _SECRET_OPTION.sub(r"\1=***", f"{scheme}{separator}{rest}")
+    shown = _SECRET_OPTION.sub(r"\1=***", f"{scheme}{separator}{rest}")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)  # one line
 
 
 def new_client(

@@ -7,6 +7,7 @@ reported. Pure functions except `read_yaml`, which reads one file.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import types
 import typing
@@ -104,6 +105,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+@functools.cache
+def _fields(schema: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Its fields; msgspec compiles their annotations anew each time."""
+    return msgspec.structs.fields(schema)
+
+
 def overlay_environment(
     tree: dict[str, Any], environ: Mapping[str, str], schema: type[msgspec.Struct], origin: Origin
 ) -> None:
@@ -168,7 +175,7 @@ def explain(message: str, tree: Any, schema: type[msgspec.Struct], origin: Origi
 
 
 def _unknown_key(key: str, wanted: Any, value: Any, origin: Origin) -> ConfigError:
-    known = [field.encode_name for field in msgspec.structs.fields(wanted)]
+    known = [field.encode_name for field in _fields(wanted)]
     name = next((str(name) for name in value if name not in known), "?")
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else f"; the keys here are {', '.join(known)}"
@@ -190,7 +197,7 @@ def _type_at(schema: Any, keys: list[str]) -> Any:
     for key in keys:
         if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
             return None
-        kind = next((f.type for f in msgspec.structs.fields(kind) if f.encode_name == key), None)
+        kind = next((f.type for f in _fields(kind) if f.encode_name == key), None)
     return kind
 
 
@@ -232,7 +239,7 @@ def describe(kind: Any) -> str:
     if isinstance(kind, types.UnionType):
         return " or ".join(describe(member) for member in typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return "keys and values: " + ", ".join(f.encode_name for f in msgspec.structs.fields(kind))
+        return "keys and values: " + ", ".join(f.encode_name for f in _fields(kind))
     words = {
         bool: "true or false",
         int: "a whole number",

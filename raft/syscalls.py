@@ -71,13 +71,16 @@ def send(sock: socket.socket, data: bytes) -> int:
         _raise_unless_interrupted()
 
 
-def receive(sock: socket.socket, buffer: Buffer) -> int:
-    """As sock.recv_into(buffer) of a non-blocking socket: how many bytes came, 0 at the end of the stream.
-    Raises OSError, BlockingIOError when there is nothing."""
+def receive(sock: socket.socket, buffer: Buffer, most: int = 0) -> int:
+    """As sock.recv_into(buffer, most) of a non-blocking socket: how many bytes came, 0 at the end of the
+    stream. most: 0, or more than the buffer has, is all of it. Raises OSError, BlockingIOError when there is
+    nothing."""
+    if not 0 < most < buffer.size:
+        most = buffer.size
     if type(sock) is not _Plain:
-        return sock.recv_into(buffer.view)
+        return sock.recv_into(buffer.view, most)
     while True:
-        size: int = _c_recv(sock.fileno(), buffer.address, buffer.size, _RECV_FLAGS)
+        size: int = _c_recv(sock.fileno(), buffer.address, most, _RECV_FLAGS)
         if size >= 0:
             return size
         _raise_unless_interrupted()

@@ -134,7 +134,7 @@ def _end_catch_up_round(core: CoreState, progress: Progress) -> None:
 def _on_conflict(core: CoreState, peer: int, progress: Progress, response: AppendEntriesResponse) -> None:
     """Move next_index back past a whole conflicting term at once (paper 5.3, end)."""
     refused = response.prev_log_index
-    if refused <= progress.match_index and response.round > progress.match_round:
+    if progress.match_index and refused <= progress.match_index and response.round > progress.match_round:
         _on_lost_entries(core, peer, progress, response)
     if refused <= progress.match_index or refused >= progress.next_index:
         return  # an answer from before: that position is known to match, or was given up since

@@ -242,13 +242,7 @@ class Machine:
 
     def _value_rows(self, kind: Kind) -> _Rows:
         """Rows of KeyValue's commands of one kind, under their upper-case and lower-case names."""
-        rows: _Rows = {}
-        for name, spec in COMMANDS.items():
-            if spec.kind is kind and spec.container is None and name != b"ONCE":
-                method = "delete" if name == b"DEL" else name.decode("ascii").lower()
-                fewest, most, _ = word_bounds(spec)
-                rows[name] = rows[name.lower()] = (getattr(self.kv, method), fewest, most)
-        return rows
+        return {case: (getattr(self.kv, name), few, most) for case, name, few, most in _VALUE_ROWS[kind]}
 
     def _system_rows(self) -> _Rows:
         """Rows of what no client can send."""
@@ -389,6 +383,20 @@ def _rows_of(handlers: dict[bytes, _Handler]) -> _Rows:
         fewest, most, _ = word_bounds(COMMANDS[name])
         rows[name] = (handler, fewest, most)
     return rows
+
+
+def _value_rows_of(kind: Kind) -> list[tuple[bytes, str, int, int]]:
+    """(name, KeyValue's method, fewest words, most words) of KeyValue's commands of one kind."""
+    specs = [(name, spec) for name, spec in COMMANDS.items() if spec.kind is kind and name != b"ONCE"]
+    return [
+        (case, "delete" if name == b"DEL" else name.decode("ascii").lower(), *word_bounds(spec)[:2])
+        for name, spec in specs
+        if spec.container is None
+        for case in (name, name.lower())
+    ]
+
+
+_VALUE_ROWS = {kind: _value_rows_of(kind) for kind in (Kind.READ, Kind.WRITE)}
 
 
 def _kind(words: list[bytes]) -> Kind:

@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 from raft.transport.handover import Handover, Incoming
@@ -37,10 +38,10 @@ def listen(host: str, port: int) -> socket.socket:
 class Acceptor:
     """Accepts connections and hands those of verified peers to the worker.
 
-    At most max_handshakes helper threads exist at once; a connection beyond that is closed at once (a peer
-    dials again). admit and on_peer are called by the helper threads: admit(hello, the dialer's address) says
-    who is let in (see receive), on_peer(peer_id) follows every accepted handshake. start and stop may be
-    called by any thread.
+    At most max_handshakes handshakes are under way; for one more the oldest is broken off of the address that
+    has most of them, so that strangers who say nothing do not keep peers out. admit and on_peer are called by
+    the helper threads: admit(hello, the dialer's address) says who is let in (see receive), on_peer(peer_id)
+    follows every accepted handshake. start and stop may be called by any thread.
     """
 
     def __init__(
@@ -63,7 +64,8 @@ class Acceptor:
         self._max_handshakes = max_handshakes
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
-        self._handshakes: dict[threading.Thread, socket.socket] = {}
+        self._handshakes: dict[threading.Thread, tuple[socket.socket, str]] = {}  # the oldest first
+        self._broken_off: set[threading.Thread] = set()  # those of them that are about to end
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raft-accept", daemon=True)
         self._started = 0
@@ -82,9 +84,8 @@ class Acceptor:
         self._listener.close()
         with self._lock:
             running = dict(self._handshakes)
-        for sock in running.values():
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        for sock, _ in running.values():
+            _shut_down(sock)
         for thread in running:
             thread.join(timeout_s)
         return not any(thread.is_alive() for thread in (self._thread, *running))
@@ -107,21 +108,35 @@ class Acceptor:
             self._on_fatal(self._thread.name, error)
 
     def _begin(self, sock: socket.socket, host: str) -> None:
-        """Start a helper thread for a new connection, or close it if there are too many."""
+        """Start a helper thread for a new connection, in the place of another one if there are too many."""
         self._started += 1
         thread = threading.Thread(
             target=self._shake, args=(sock, host), name=f"raft-handshake-{self._started}", daemon=True
         )
         with self._lock:
-            room = len(self._handshakes) < self._max_handshakes and not self._stopping.is_set()
+            self._make_room()
+            # Who was broken off ends in a moment; should threads not get on at all, this is the bound.
+            room = len(self._handshakes) < 2 * self._max_handshakes and not self._stopping.is_set()
             if room:
-                self._handshakes[thread] = sock
+                self._handshakes[thread] = sock, host
         if room:
             thread.start()
         else:
             sock.close()
-            text = f"dropped: {self._max_handshakes} handshakes are under way"
-            self._quiet_log.warning("too many", host, text)
+
+    def _make_room(self) -> None:
+        """Under the lock: break off a handshake if as many as there may be are under way."""
+        going_on = {
+            thread: host for thread, (_, host) in self._handshakes.items() if thread not in self._broken_off
+        }
+        if len(going_on) < self._max_handshakes:
+            return
+        busiest = Counter(going_on.values()).most_common(1)[0][0]
+        oldest = next(thread for thread, host in going_on.items() if host == busiest)
+        self._broken_off.add(oldest)
+        _shut_down(self._handshakes[oldest][0])
+        text = f"broken off, to make room: {self._max_handshakes} handshakes are under way"
+        self._quiet_log.warning("too many", busiest, text)
 
     def _shake(self, sock: socket.socket, host: str) -> None:
         """Body of a helper thread: one handshake."""
@@ -134,6 +149,7 @@ class Acceptor:
             finally:
                 with self._lock:
                     del self._handshakes[thread]
+                    self._broken_off.discard(thread)
             _logger.info("node %d: has dialed in from %s (run %s)", hello.from_id, host, hello.run_id[:40])
             self._handover.put_incoming(
                 Incoming(hello.from_id, hello.run_id, peer, hello.identity, hello.cluster_id)
@@ -153,3 +169,9 @@ class Acceptor:
         except Exception as error:  # noqa: BLE001  a fault of this program, not of the peer
             sock.close()
             self._on_fatal(thread.name, error)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    """Make the thread that waits for the socket go on; it closes it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

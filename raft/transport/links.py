@@ -11,6 +11,9 @@ from raft.transport.frames import FrameDecoder, FrameType
 from raft.transport.handover import Incoming, Outgoing
 from raft.transport.node_messages import PeerMessage
 
+MESSAGES_A_READ = 32  # of one peer in one turn, about: a flood of small ones shall not hold up the others
+_FIRST_READ_BYTES = 4 * 1024
+_LEAST_READ_BYTES = 1024
 _COALESCE_BYTES = 128 * 1024  # small frames leave together in one send of about this size
 
 
@@ -42,15 +45,19 @@ class IncomingLink:
         self.sock = connection.sock
         self._statistics = statistics
         self._decoder = FrameDecoder()
+        self._read_bytes = _FIRST_READ_BYTES  # how much to take at once
 
     def read(self, buffer: Buffer, codec: MessageCodec) -> list[PeerMessage]:
         """One recv of at most buffer.size bytes; returns the messages that became complete.
+
+        A peer whose messages are many and small gets shorter reads, so that it has about MESSAGES_A_READ a
+        turn; what it sends beyond that waits in its own socket.
 
         Raises LinkClosedError at the end of the stream, FrameError or MessageError for bytes that are no
         messages: the caller drops the link on each of them.
         """
         try:
-            size = receive(self.sock, buffer)
+            size = receive(self.sock, buffer, self._read_bytes)
         except BlockingIOError:
             return []
         except OSError as error:
@@ -62,6 +69,10 @@ class IncomingLink:
             if frame_type is not FrameType.MESSAGE:
                 raise MessageError(f"a {frame_type.name} frame after the handshake")
             messages.append(codec.decode(payload))
+        if len(messages) > MESSAGES_A_READ:
+            self._read_bytes = max(_LEAST_READ_BYTES, size * MESSAGES_A_READ // len(messages))
+        elif size >= self._read_bytes:
+            self._read_bytes = min(2 * size, buffer.size)
         self._statistics.bytes_in += size
         self._statistics.messages_in += len(messages)
         return messages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.fuzz.target import Target, check
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (ROOT / "config.yaml").read_bytes()
-TREE = parse_yaml(SHIPPED.decode())
+_PACKED_TREE = msgspec.msgpack.encode(parse_yaml(SHIPPED.decode()))
 
 
 def config(data: bytes) -> None:
@@ -51,7 +50,7 @@ def environment(data: bytes) -> None:
     for line in data.decode("utf-8", "surrogateescape").replace("\0", "").split("\n"):
         name, _, value = line.partition("=")
         environ[f"SUPER_NODE_{name}"] = value
-    tree, origin = copy.deepcopy(TREE), Origin("config.yaml")
+    tree, origin = msgspec.msgpack.decode(_PACKED_TREE), Origin("config.yaml")
     overlay_environment(tree, environ, Settings, origin)
     _same_again(_settings(tree, origin))
 

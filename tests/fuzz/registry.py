@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from tests.fuzz import client_targets, config_targets, machine_targets, storage_targets, wire_targets
+from tests.fuzz import (
+    client_targets,
+    config_targets,
+    machine_targets,
+    storage_targets,
+    tool_targets,
+    web_targets,
+    wire_targets,
+)
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for module in (wire_targets, client_targets, storage_targets, machine_targets, config_targets)
+    for module in (
+        wire_targets,
+        client_targets,
+        storage_targets,
+        machine_targets,
+        config_targets,
+        tool_targets,
+        web_targets,
+    )
     for target in module.TARGETS
 }

@@ -30,7 +30,8 @@ class Target:
     """run: one input. allowed: the typed errors of the decoder. seeds: valid inputs, made by our encoders.
 
     packed: inputs are msgpack from byte `packed_from` on, so that they are mutated as values, too. max_bytes:
-    longest input. bytes_per_byte: what memory an input may take for each of its bytes, besides FEW_BYTES.
+    longest input. bytes_per_byte: what memory an input may take for each of its bytes, besides few_bytes.
+    suite_inputs: how many mutations are a short run.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Target:
     packed_from: int = 0
     max_bytes: int = 4096
     bytes_per_byte: int = 200
+    few_bytes: int = FEW_BYTES
+    suite_inputs: int = 300
 
     def execute(self, data: bytes) -> bool:
         """One input; whether the decoder took it. Raises what is a bug."""
@@ -63,7 +66,7 @@ class Target:
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        limit = FEW_BYTES + self.bytes_per_byte * len(data)
+        limit = self.few_bytes + self.bytes_per_byte * len(data)
         check(peak <= limit, f"{self.name}: {peak} bytes of memory for {len(data)} bytes, at most {limit}")
         return taken
 

@@ -11,6 +11,7 @@ from raft.core.invariants import ProtocolViolation
 from raft.core.membership import Configuration, ConfigurationFormatError, Server, decode_configuration
 from raft.core.messages import (
     AppendEntries,
+    AppendEntriesResponse,
     InstallSnapshot,
     Message,
     ReadIndexRequest,
@@ -82,3 +83,11 @@ def test_a_forward_that_no_frame_could_carry_as_an_entry_is_not_accepted() -> No
     assert acceptable(fits)
     assert not acceptable(Forward(1, 2, [[b"SET", b"a", bytes(MAX_FORWARD_BYTES)]], b"~2.run.1", 1))
     assert not acceptable(Forward(1, 2, [[b"DEL", *[b""] * (MAX_FORWARD_BYTES // 5)]], b"~2.run.1", 1))
+
+
+def test_who_has_acknowledged_nothing_has_lost_nothing() -> None:
+    """A peer that refuses the log's beginning again and again is no line in the log each time."""
+    node = Node(LEADER)
+    for _ in range(3):
+        node.core.receive(3, AppendEntriesResponse(4, False, 0, 1), node.now)
+    assert node.core.take_effects().news == []

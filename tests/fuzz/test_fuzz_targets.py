@@ -70,7 +70,7 @@ def test_mutations(target: Target) -> None:
 def test_many_mutations(target: Target) -> None:
     """A few hundred more without hypothesis, which costs more than most targets."""
     rng, seeds = random.Random(target.name), list(target.seeds())
-    for _ in range(300):
+    for _ in range(target.suite_inputs):
         data, head = rng.choice(seeds), target.packed_from
         if target.packed and rng.random() < 0.7:
             data = data[:head] + mutate_packed(data[head:], rng, target.max_bytes)

@@ -249,17 +249,43 @@ def small_acceptor() -> Any:
     assert not fatal
 
 
-def test_excess_handshakes_are_dropped_and_room_comes_back(small_acceptor: Any) -> None:
+def test_for_one_handshake_too_many_the_oldest_is_broken_off(small_acceptor: Any) -> None:
     strangers = [socket.create_connection(small_acceptor.address) for _ in range(2)]
     began = time.monotonic()
-    with socket.create_connection(small_acceptor.address) as third:
-        assert closed_by_peer(third)
-        assert time.monotonic() - began < 0.3  # at once, not at a deadline
-    for sock in strangers:
+    strangers.append(socket.create_connection(small_acceptor.address))
+    assert closed_by_peer(strangers[0])
+    assert time.monotonic() - began < 0.3  # at once, not at a deadline
+    for sock in strangers[1:]:
         assert closed_by_peer(sock)  # at the deadline
+    for sock in strangers:
         sock.close()
     with dial_raw(small_acceptor.address, 2, 1):
         wait_for(lambda: small_acceptor.taken == [2])
+
+
+def test_strangers_that_take_every_place_again_and_again_keep_no_peer_out(small_acceptor: Any) -> None:
+    strangers = []
+    for number in range(20):
+        strangers += [socket.create_connection(small_acceptor.address) for _ in range(2)]
+        with dial_raw(small_acceptor.address, 2, 1):
+            wait_for(lambda: len(small_acceptor.taken) == number + 1)  # noqa: B023 - called at once
+    for sock in strangers:
+        sock.close()
+
+
+def test_the_address_with_most_handshakes_makes_room(small_acceptor: Any) -> None:
+    """Who comes from an address of its own is not broken off for a crowd from another, though it is older."""
+    acceptor = small_acceptor.acceptor
+    acceptor._max_handshakes, acceptor._deadline_s = 3, 10.0
+    with socket.create_connection(small_acceptor.address, source_address=("127.0.0.2", 0)) as slow:
+        wait_for(lambda: len(acceptor._handshakes) == 1)
+        crowd = [socket.create_connection(small_acceptor.address) for _ in range(12)]
+        for sock in crowd[:10]:
+            assert closed_by_peer(sock)
+        slow.sendall(hello_frame())
+        wait_for(lambda: small_acceptor.taken == [2])
+        for sock in crowd:
+            sock.close()
 
 
 def test_stop_breaks_off_handshakes_under_way(small_acceptor: Any) -> None:

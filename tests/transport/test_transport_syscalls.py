@@ -32,6 +32,13 @@ def test_what_is_sent_arrives_whole(pair: Pair, data: bytes) -> None:
     assert bytes(buffer.view[: len(data)]) == data
 
 
+def test_no_more_is_taken_than_was_asked_for_or_fits(pair: Pair) -> None:
+    buffer = Buffer(8)
+    send(pair[0], bytes(range(20)))
+    assert [receive(pair[1], buffer, most) for most in (3, 0, 99)] == [3, 8, 8]
+    assert bytes(buffer.view) == bytes(range(11, 19))
+
+
 def test_a_full_socket_takes_a_part_then_nothing(pair: Pair) -> None:
     taken = 0
     with pytest.raises(BlockingIOError):

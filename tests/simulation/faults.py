@@ -257,7 +257,7 @@ def draw_read_race(rng: random.Random) -> Scenario:
     faults = replace(
         calm,
         ordered=rng.random() < 0.3,
-        long_delay=rng.choice((0.0, rng.uniform(0.02, 0.2))),
+        long_delay=rng.choice((0.0, rng.uniform(0.01, 0.1))),
         long_delay_ms=rng.choice((100.0, 250.0)),
         delay_ms=(0.1, rng.choice((1.0, 3.0))),
         fsync_ms=(0.1, 0.2),

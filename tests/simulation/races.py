@@ -156,7 +156,8 @@ class Races:
 
     def _suspect_soon(self, old: Host) -> None:
         """Their connections to the leader break as well: nobody waits longer than he must."""
-        self.simulation.at(self.simulation.now + self.rng.uniform(3, 10), partial(self._suspect, old))
+        for after_ms in (5, 50, 100, 145):  # again, since late heartbeats may have soothed them
+            self.simulation.at(self.simulation.now + after_ms, partial(self._suspect, old))
 
     def _suspect(self, old: Host) -> None:
         for host in self.simulation.hosts.values():

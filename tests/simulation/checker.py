@@ -358,7 +358,9 @@ def may_campaign(node: Node) -> bool:
 
 def window_is_sound(progress: Progress, options: CoreOptions) -> bool:
     """Whether an in-flight window keeps its bounds (one message may overshoot the bytes) and its count."""
+    if not progress.inflight:
+        return progress.inflight_bytes == 0
     sizes = [size for _, size in progress.inflight]
     total = sum(sizes)
-    within = not sizes or total - sizes[-1] < options.max_inflight_bytes
+    within = total - sizes[-1] < options.max_inflight_bytes
     return within and total == progress.inflight_bytes and len(sizes) <= options.max_inflight_messages

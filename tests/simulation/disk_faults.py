@@ -13,7 +13,7 @@ from tests.simulation.members import Members
 from tests.simulation.platter import Place
 
 if TYPE_CHECKING:
-    from tests.simulation.simulation import Host
+    from tests.simulation.hosts import Host
     from tests.simulation.stored import StoredDisk
 
 FAILING = (

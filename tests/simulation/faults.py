@@ -38,6 +38,7 @@ class Faults:
     wall_jump: float  # the wall clock is set, forwards or back
     power_cut: float  # share of crashes that lose unsynced writes
     down_ms: float  # mean time that a crashed node stays down
+    race: float = 0.0  # weight of a race for a stale read (tests/simulation/races.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,46 +250,55 @@ def draw_service(rng: random.Random, scenario: Scenario) -> Scenario:
 
 
 def draw_read_race(rng: random.Random) -> Scenario:
-    """Who still leads, and who may answer reads? A leader is cut off while late answers reach it, voters
-    restart quickly, the others elect a successor as early as they may, and clients ask everybody."""
+    """Who still leads, and who may answer reads? Races are staged (tests/simulation/races.py) while late
+    answers arrive and voters restart quickly; clients ask everybody. All else is kept quiet and cheap."""
     scenario = draw_scenario(rng)
     calm = replace(scenario.faults, drop=0.0, duplicate=0.0, disk_hang=0.0, pause=0.0, clock_jump=0.0)
     faults = replace(
         calm,
         ordered=rng.random() < 0.3,
-        long_delay=rng.uniform(0.05, 0.4),
+        long_delay=rng.choice((0.0, rng.uniform(0.01, 0.1))),
         long_delay_ms=rng.choice((100.0, 250.0)),
-        delay_ms=(0.1, 3.0),
+        delay_ms=(0.1, rng.choice((1.0, 3.0))),
         fsync_ms=(0.1, 0.2),
         interleave=0.0,
         fault_every_ms=rng.choice((60.0, 150.0)),
-        crash=rng.choice((0.0, 0.5)),
-        suspect=rng.choice((0.0, 0.5)),
-        partition=1.0,
-        heal=0.5,
+        crash=rng.choice((0.0, 0.2)),
+        suspect=rng.choice((0.0, 0.2)),
+        partition=0.1,
+        heal=0.1,
+        race=2.0,
         down_ms=10.0,
     )
+    small = rng.random() < 0.5  # who lags behind catches up slowly: one entry per round trip
     options = replace(
         scenario.options,
-        election_timeout_max_ms=160,
-        max_append_bytes=1 << 20,
-        max_probe_bytes=1 << 16,
+        election_timeout_max_ms=rng.choice((160, 200, 400)),
+        max_append_bytes=1 if small else 1 << 20,
+        max_probe_bytes=1 if small else 1 << 16,
         max_inflight_bytes=1 << 20,
-        max_inflight_messages=128,
-        lease_reads=rng.random() < 0.7,
+        max_inflight_messages=1 if small else 128,
+        lease_reads=rng.random() < 0.65,
     )
-    voters = tuple(range(1, rng.choice((2, 3, 3, 3, 4, 5)) + 1))
+    voters = tuple(range(1, rng.choice((2, 3, 3, 3, 3, 4, 5)) + 1))
+    learners = (len(voters) + 1,) if rng.random() < 0.5 else ()
+    nodes = (*voters, *learners)
     return replace(
         scenario,
-        configuration=Configuration(voters),
+        configuration=Configuration(voters, learners),
         spares=(),
         changes=None,
         load_every_ms=0.0,
         options=options,
         faults=faults,
-        clock_rates={node: 1 + rng.uniform(-0.045, 0.045) for node in voters},
-        clock_starts={node: rng.uniform(0, 1e6) for node in voters},
-        client_every_ms=15.0,
+        disk=NO_DISK_FAULTS,
+        service=replace(scenario.service, policy=policy_of(5000)),
+        followers=1,
+        mongodb=False,
+        clock_rates={node: 1 + rng.uniform(-0.045, 0.045) for node in nodes},
+        clock_starts={node: rng.uniform(0, 1e6) for node in nodes},
+        clients=1,
+        client_every_ms=30.0,
         isolate_leader=True,
     )
 

@@ -32,6 +32,7 @@ class Model:
         self.refused: set[Words] = set()  # what clients were told will certainly not be carried out
         self.single: set[Words] = set()  # what was sent once, and plain
         self.numbers: set[tuple[bytes, bytes]] = set()  # (session or lane, number)
+        self.lanes: dict[bytes, int] = {}  # the highest number of each
 
     def apply(self, index: int, at_ms: int, commands: list[list[bytes]]) -> None:
         """The entry at index."""
@@ -64,6 +65,12 @@ class Model:
                 self.answers[key] = self._run(words[3:])
 
     def _is_new(self, session: bytes, number: bytes) -> bool:
+        """Of a node's lane only the last number is known: a copy that comes later than the next number was
+        given up by its sender, whose clients have heard INDETERMINATE, and is refused."""
+        if session.startswith(b"~"):
+            if int(number) <= self.lanes.get(session, 0):
+                return False
+            self.lanes[session] = int(number)
         before = len(self.numbers)
         self.numbers.add((session, number))
         return len(self.numbers) > before

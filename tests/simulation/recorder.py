@@ -21,9 +21,10 @@ from raft.core.messages import (
 from raft.core.state import Role
 from raft.transport.node_messages import NodeMessage, PeerMessage
 from tests.simulation.events import Event
+from tests.simulation.hosts import Host
 from tests.simulation.network import Link
 from tests.simulation.schedule import Outcome, Schedule, execute
-from tests.simulation.simulation import Host, Simulation
+from tests.simulation.simulation import Simulation
 from tests.simulation.workload import Request
 
 EVERYBODY = 0

@@ -194,7 +194,7 @@ def describe(schedule: Schedule, events: tuple[Event, ...]) -> str:
     return "\n".join(lines)
 
 
-EVENT_WEIGHTS = ("crash", "partition", "heal", "pause", "suspect", "clock_jump", "fault_every_ms")
+EVENT_WEIGHTS = ("crash", "partition", "heal", "pause", "suspect", "clock_jump", "race", "fault_every_ms")
 
 
 def _fields(value: Any, leave_out: tuple[str, ...] = ()) -> str:

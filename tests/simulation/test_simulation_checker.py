@@ -8,9 +8,13 @@ import pytest
 
 from raft.core.effects import AppendLog, HardState, TruncateLog
 from raft.core.messages import AppendEntriesResponse, RequestVoteResponse
+from raft.machine.arguments import RefusedError
+from raft.machine.batch import encode_commands
+from raft.machine.sessions import SessionTable
 from tests.core.lab import Lab, log_of
 from tests.simulation.checker import Checker, SafetyViolation
 from tests.simulation.disk import Disk
+from tests.simulation.model import Model
 
 
 def watched() -> tuple[Lab, Checker]:
@@ -101,3 +105,14 @@ def test_a_lost_commit_is_found_at_the_end() -> None:
         lab.nodes[node_id].disk.synced.clear()
     with pytest.raises(SafetyViolation, match="is left on"):
         checker.check_everything_kept(lab.configuration)
+
+
+def test_the_model_refuses_a_copy_that_comes_after_its_lanes_next_number_as_the_machine_does() -> None:
+    """Its sender has given it up, and used the lane again; the network had it all the time."""
+    table, model = SessionTable(), Model(exact=True)
+    table.keep(b"~1.1", 2, b"two", 1, 0)
+    with pytest.raises(RefusedError):
+        table.recall(b"~1.1", 1, b"one", 0)
+    for index, number in enumerate((b"2", b"1", b"3", b"3"), 1):
+        model.apply(index, 0, [[b"~ONCE", b"~1.1", number, encode_commands([[b"INCR", number]])]])
+    assert model.values == {b"2": b"1", b"3": b"1"}

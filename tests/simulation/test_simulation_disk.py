@@ -14,7 +14,7 @@ from tests.core.lab import log_of, terms_of
 from tests.simulation.checker import SafetyViolation
 from tests.simulation.disk import NO_SNAPSHOT, Snapshot
 from tests.simulation.platter import DIRECTORY, Place, RetriedAfterFailureError
-from tests.simulation.simulation import Simulation
+from tests.simulation.simulation import Simulation, is_read_race
 from tests.simulation.stored import StorageOptions, StoredDisk
 from tests.simulation.streaming import Library
 from tests.simulation.witness import Found, Witness
@@ -228,10 +228,11 @@ def test_damage_before_the_last_batch_is_refused() -> None:
 
 
 def test_disks_fail_in_the_schedules() -> None:
-    """Crashes between calls, torn tails, EIO, full disks, damage that is refused: all of it happens."""
+    """Crashes between calls, torn tails, EIO, full disks, damage that is refused: all of it happens. Not in
+    the races for stale reads, which keep their disks whole."""
     happened: dict[str, int] = {}
     torn = errors = refused = 0
-    for seed in range(2000, 2030):
+    for seed in (seed for seed in range(2030, 2070) if not is_read_race(seed)):
         simulation = Simulation(seed)
         for _ in range(1500):
             simulation.step()

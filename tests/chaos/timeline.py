@@ -83,8 +83,14 @@ def draw(
         picture.node(n, story, [s for s in strikes if s.node == n])
     picture.faults(strikes)
     picture.clients(operations)
-    told = "".join(f"<pre>{escape(text)}</pre>" for text in violations) or "<p>No violations.</p>"
+    told = "".join(f"<pre>{shown(text)}</pre>" for text in violations) or "<p>No violations.</p>"
     return picture.page("A run of faults", told)
+
+
+def shown(text: str) -> str:
+    """text for HTML and XML; what cannot be printed (a key's odd bytes, say) as Python writes it."""
+    printable = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    return escape(printable)
 
 
 class Picture:
@@ -118,11 +124,11 @@ class Picture:
         self._parts.append(
             f'<rect x="{self._x(a):.1f}" y="{y}" width="{width:.1f}" height="{height}" '
             f'fill="{colour}" {more}>'
-            f"<title>{escape(title)}</title></rect>"
+            f"<title>{shown(title)}</title></rect>"
         )
 
     def _label(self, text: str) -> None:
-        self._parts.append(f'<text x="4" y="{self._y + 15}">{escape(text)}</text>')
+        self._parts.append(f'<text x="4" y="{self._y + 15}">{shown(text)}</text>')
 
     def node(self, n: int, story: Sequence[Phase], strikes: Sequence[Strike]) -> None:
         """A row: role and term over time, and what struck this node alone."""
@@ -152,7 +158,7 @@ class Picture:
             y = top + row * 18
             title = f"{a - self.start_s:.3f}–{b - self.start_s:.3f} s {strike.kind}: {strike.told}"
             self.bar(a, b, y, 15, "#e9d8fd", title, 'stroke="#805ad5"')
-            self._parts.append(f'<text x="{self._x(a) + 2:.1f}" y="{y + 12}">{escape(strike.kind)}</text>')
+            self._parts.append(f'<text x="{self._x(a) + 2:.1f}" y="{y + 12}">{shown(strike.kind)}</text>')
         self._label("faults")
         self._y = top + max(1, len(free)) * 18 + 8
 
@@ -176,7 +182,7 @@ class Picture:
         self._parts.append(
             f'<line x1="{self._x(a[0]):.1f}" y1="{a[1]}" x2="{self._x(b[0]):.1f}" y2="{b[1]}" '
             f'stroke="{colour}">'
-            f"<title>{escape(title)}</title></line>"
+            f"<title>{shown(title)}</title></line>"
         )
 
     def bands(self, moments: Sequence[tuple[float, str]]) -> None:
@@ -189,12 +195,12 @@ class Picture:
             free[row : row + 1] = [x + len(told) * 6 + 8]
             y = self._y + row * 16
             self._parts.append(f'<rect x="{x:.1f}" y="{y}" width="2" height="13" fill="#805ad5"/>')
-            self._parts.append(f'<text x="{x + 4:.1f}" y="{y + 11}">{escape(told)}</text>')
+            self._parts.append(f'<text x="{x + 4:.1f}" y="{y + 11}">{shown(told)}</text>')
         self._y += len(free) * 16 + 8
 
     def page(self, title: str, head: str) -> str:
         """The whole document. head: HTML above the picture."""
-        return _PAGE.format(title=escape(title), legend=_legend(), violations=head, svg=self.svg())
+        return _PAGE.format(title=shown(title), legend=_legend(), violations=head, svg=self.svg())
 
     def svg(self) -> str:
         """Everything, with a scale of seconds."""

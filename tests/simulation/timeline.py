@@ -10,7 +10,6 @@ Between its marks a node's column shows what it is: | follower, : candidate, # l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 
 from tests.chaos.timeline import Phase, Picture
@@ -57,7 +56,7 @@ def picture(marks: list[Mark], nodes: list[int], head: str) -> str:
         drawn.node(node, list(phases(marks, node)), [])
     _draw_marks(drawn, marks, nodes)
     drawn.bands([(m.at_ms / 1000, m.text) for m in marks if m.node_id == EVERYBODY])
-    return drawn.page("A simulated schedule", f"<pre>{escape(head)}</pre>")
+    return drawn.page("A simulated schedule", f"<pre>{shown(head)}</pre>")
 
 
 def _draw_marks(drawn: Picture, marks: list[Mark], nodes: list[int]) -> None:

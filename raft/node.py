@@ -266,9 +266,13 @@ class RaftNode:
         prev_log_index: int,
         prev_log_term: int,
         round: int = 0,
+        message: AppendEntries | None = None,
     ) -> None:
-        """AppendEntries RPC, receiver (paper figure 2). The answer goes to leader_id over the network."""
-        request = AppendEntries(term, leader_id, prev_log_index, prev_log_term, entries, leader_commit, round)
+        """AppendEntries RPC, receiver (paper figure 2). The answer goes to leader_id over the network.
+        message: these same words, as they came from there."""
+        request = message or AppendEntries(
+            term, leader_id, prev_log_index, prev_log_term, entries, leader_commit, round
+        )
         self._on_owner(lambda now: self._core.receive(leader_id, request, now))
 
     def handle_request_vote(
@@ -347,11 +351,20 @@ class RaftNode:
             self._network.queue(raft_member, request)
 
     def handle_append_entries_message(self, sender: int, request: AppendEntries) -> None:
-        """handle_append_entries, on the worker, with the message as it came from the network: not taken apart
-        and built again. The connection proves who sent it: leader_id must say the same."""
+        """From the network, as it is: not built again. The connection proves who sent it: leader_id must say
+        the same."""
         if request.leader_id != sender:
             raise ProtocolViolation(f"AppendEntries in the name of {request.leader_id}")
-        self._core.receive(sender, request, self._worker.now)
+        self.handle_append_entries(
+            sender,
+            request.entries,
+            request.leader_commit,
+            term=request.term,
+            prev_log_index=request.prev_log_index,
+            prev_log_term=request.prev_log_term,
+            round=request.round,
+            message=request,
+        )
 
     def handle_request_vote_message(self, sender: int, request: RequestVote) -> None:
         """From the network. The connection proves who sent it: candidate_id must say the same."""

@@ -43,11 +43,12 @@ class StatusBoard:
         self._members: tuple[Configuration, tuple[Member, ...]] | None = None
 
     def publish(self, now: float) -> float:
-        """Replace `current` if anything in it changed: at once if it is role, term, leader, vote or members,
-        other things at most every EVERY_MS (in every turn they took 10 % of a leader's time). now: monotonic
-        ms. Returns when to call again at the latest; infinity if all is published."""
-        state = self._state
-        basics = (state.role, state.term, state.leader_id, state.voted_for, state.configuration)
+        """Replace `current` if anything in it changed: at once if it is role, term, leader, vote, members
+        or snapshot (who hears that RAFT SNAPSHOT is done may look for it), other things at most every
+        EVERY_MS (in every turn they took 10 % of a leader's time). now: monotonic ms. Returns when to call
+        again at the latest; infinity if all is published."""
+        state, snapshot = self._state, self._snapshots.index
+        basics = (state.role, state.term, state.leader_id, state.voted_for, state.configuration, snapshot)
         if basics == self._basics and now < self._next_ms:
             return self._next_ms
         self._basics, self._next_ms = basics, now + EVERY_MS

@@ -56,7 +56,7 @@ EXPECTED = {
         "cannot start: .*Errno 5",
     ),
     "hang": ("fatal in thread", "stopped by a fatal fault"),
-    "full": ("waiting for space", "disk is full", "[Nn]o space"),
+    "full": ("waiting for space", "disk is full", "the disk of .* is full", "[Nn]o space"),
     "rot": ("cannot start: ", "damaged", "data directory", "refuses this node"),
     "grow": ("refuses this node", "not a member"),
     "shrink": ("refuses this node", "not a member"),

@@ -272,8 +272,8 @@ def watch(node: RaftNode, name: str, calls: list[str]) -> None:
 
 def test_a_silent_leader_is_suspected_through_its_pings(tmp_path: Path) -> None:
     """ping_nodes brings the election forward: a leader's worker hangs while its connections stay open, and
-    the others have a new leader before the shortest election timeout (5 s) could have passed."""
-    made = Nodes(tmp_path, raft={"election_timeout_ms": [5000, 6000], "ping_interval_ms": 200})
+    the others have a new leader before the shortest election timeout (9 s) could have passed."""
+    made = Nodes(tmp_path, raft={"election_timeout_ms": [9000, 10000], "ping_interval_ms": 200})
     made.start()
     release = threading.Event()
     try:
@@ -281,7 +281,7 @@ def test_a_silent_leader_is_suspected_through_its_pings(tmp_path: Path) -> None:
         leader = made.leader()
         leader._worker.post(lambda _now: release.wait(60))  # type: ignore[arg-type]
         others = [n for n in made.by_id.values() if n is not leader]
-        eventually(lambda: any(n.status().role == "leader" for n in others), 4.5, "a new leader")
+        eventually(lambda: any(n.status().role == "leader" for n in others), 8.5, "a new leader")
         release.set()
         eventually(lambda: leader.status().role == "follower", 10, "the old one stepping down")
     finally:

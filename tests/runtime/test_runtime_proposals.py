@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
-from runtime_support import Bench, encode, passed_on
+from runtime_support import Bench, encode, is_error, passed_on
 
 from raft.core.entry import Entry, EntryKind
-from raft.core.messages import AppendEntries
+from raft.core.messages import AppendEntries, AppendEntriesResponse
+from raft.runtime import proposals as proposals_module
 from raft.runtime.applier import COMMANDS_PER_TURN
 from raft.runtime.proposals import MAX_ENTRY_BYTES, MAX_ENTRY_COMMANDS
 
@@ -149,3 +152,31 @@ def test_followers_and_leader_reach_the_same_state() -> None:
     follower.follow(2, term=follower.state.term)
     assert follower.machine.applied_index == leader.machine.applied_index
     assert follower.machine.digest() == leader.machine.digest()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_batches_cut_into_entries_are_answered_in_order_as_far_as_they_came(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leadership ends with some of the entries committed: each command has its own answer, or none knows."""
+    monkeypatch.setattr(proposals_module, "MAX_ENTRY_COMMANDS", 8)
+    rng = random.Random(seed)
+    bench = Bench()
+    bench.lead()
+    sizes = [rng.choice((1, 1, 2, 3, 7, 8, 9, 20)) for _ in range(8)]
+    first = bench.state.log.last_index + 1
+    waiters = [bench.submit(*[[b"APPEND", b"%d" % n, b"x"]] * size) for n, size in enumerate(sizes)]
+    bench.turn()
+    last = bench.state.log.last_index
+    assert all(len(commands) <= 8 for commands in bench.logged(first))
+    match = rng.randint(first - 1, last)
+    committed = sum(len(commands) for commands in bench.logged(first)[: match - first + 1])
+    bench.turn((2, AppendEntriesResponse(bench.state.term, True, match, bench.state.round)))
+    bench.follow(2)
+    for size, waiter in zip(sizes, waiters, strict=True):
+        assert waiter.times == 1 and waiter.answers is not None
+        known, committed = min(size, committed), committed - min(size, committed)
+        assert waiter.answers[:known] == [b":%d\r\n" % (1 + n) for n in range(known)]
+        assert len(waiter.answers) == size
+        assert all(is_error(answer, "INDETERMINATE") for answer in waiter.answers[known:])
+    assert bench.desk.load.taken == 0

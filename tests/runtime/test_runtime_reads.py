@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 from runtime_support import TIMEOUT_MAX, TIMEOUT_MIN, Bench, is_error
 
+from raft.clients.batch import Batch
 from raft.core.messages import AppendEntriesResponse, ReadIndexRequest, ReadIndexResponse
 from raft.core.state import Role
+from raft.machine.commands import COMMANDS, SLOW_READS, Kind
+from raft.runtime.desk import _may_be_special
+from raft.runtime.reads import is_slow
 
 GET = [b"GET", b"a"]
 
@@ -211,3 +215,16 @@ def test_slow_reads_are_answered_one_a_turn_so_that_heartbeats_come_between() ->
     assert plain.answer == b"$1\r\n1\r\n"
     assert not bench.desk.reads.unfinished
     assert bench.desk.load.taken == 0
+
+
+def test_what_is_slow_or_goes_round_the_log_is_known_by_its_first_letter() -> None:
+    """The short looks of is_slow and Desk._route: a command added to the tables must not slip past them."""
+    done: list[list[bytes]] = []
+    for name in (word for each in SLOW_READS for word in (each, each.lower(), each.title())):
+        assert is_slow(Batch.of_commands([[name, b"x"]], 0, 2, done.append))
+    for spec in COMMANDS.values():
+        words = spec.name.split()
+        special = spec.kind is Kind.CONTROL
+        for args in (words, [word.lower() for word in words]):
+            if special:
+                assert _may_be_special(Batch.of_commands([args], 1, 2, done.append))

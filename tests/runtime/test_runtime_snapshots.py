@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from runtime_support import Bench, Waiter, encode, is_error
 
+from raft.config import load_settings
 from raft.core.entry import Entry, EntryKind
 from raft.core.membership import Configuration, Server, decode_configuration, encode_configuration
 from raft.core.messages import AppendEntries, RequestVote, RequestVoteResponse
@@ -24,10 +25,12 @@ from raft.machine.machine import Machine
 from raft.runtime import snapshots as snapshots_module
 from raft.runtime.snapshots import RETRY_MS
 from raft.runtime.snapshotting import ChildSnapshot, Outcome, Report, Result, fork_snapshot
+from raft.runtime.status_board import EVERY_MS, StatusBoard
 from raft.storage.errors import CompactedError, StorageError
 from raft.storage.snapshots import SnapshotStore
 from raft.transport.node_messages import Forward
 
+CONFIG = Path(__file__).resolve().parents[2] / "config.yaml"
 ASK = [b"RAFT", b"SNAPSHOT"]
 benches: list[Bench] = []
 
@@ -192,6 +195,21 @@ def test_a_client_asks_the_leader(tmp_path: Path) -> None:
     log_before = bench.storage.log.last_index
     assert bench.ask(ASK).answer == b"+OK\r\n", "nothing was applied since: at once"
     assert bench.storage.log.last_index == log_before, "it is no entry"
+
+
+def test_who_hears_that_it_is_done_sees_it_in_the_status(tmp_path: Path) -> None:
+    script = Script()
+    bench = leading(tmp_path, fork=script)
+    board = StatusBoard(load_settings(str(CONFIG)), "run", bench.core, bench.worker, bench.pings)
+    bench.publish_status = lambda: board.publish(bench.clock.now)  # type: ignore[method-assign]
+    write(bench, 1)
+    waiter = bench.ask(ASK)
+    index = bench.machine.applied_index
+    bench.turn(after_ms=EVERY_MS + 1)  # published just now: the rest is not due
+    script.outcome = DONE
+    bench.turn(after_ms=EVERY_MS - 1)
+    assert waiter.answer == b"+OK\r\n"
+    assert board.current is not None and board.current.snapshot_index == index
 
 
 def test_a_follower_takes_its_own(tmp_path: Path) -> None:

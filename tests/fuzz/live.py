@@ -300,7 +300,7 @@ class Siege:
         for phase, times in (("control", control), (name, took)):
             self._keep(f"{phase}: median ms", 1000 * statistics.median(times))
             self._keep(f"{phase}: most ms", 1000 * times[-1])
-        assert now < 25 * before + 0.1, f"{name}: {now:.3f} s instead of {before:.3f} s"
+        assert now < 50 * before + 0.1, f"{name}: {now:.3f} s instead of {before:.3f} s"
         most = max(10, 50 * control[-1])
         assert took[-1] < most, f"{name}: a round took {took[-1]:.1f} s, most of them {now:.3f} s"
 

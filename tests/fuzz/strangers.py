@@ -40,13 +40,15 @@ Attack = Callable[[Port, random.Random], None]
 
 class Plan(msgspec.Struct, frozen=True):
     """ports: of all nodes. threads: of attackers. crowd: connections that never finish, to each port. peer:
-    the id of a learner that is one of them, at peer_port; 0: none."""
+    the id of a learner that is one of them, at peer_port; 0: none.
+    pause_s: between two hundreds of its messages to a node."""
 
     ports: list[Port]
     threads: int = 20
     crowd: int = 0
     peer: int = 0
     peer_port: int = 0
+    pause_s: float = 0.02
     cluster: str = "test-cluster"
     seed: int = 0
 
@@ -286,7 +288,7 @@ class Peer:
                     with contextlib.suppress(TimeoutError):
                         sock.sendall(frames)
                         self._counts["messages of the peer"] += 100
-                    time.sleep(0.002)
+                    time.sleep(self._plan.pause_s)
             self._stop.wait(0.1)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.chaos.timeline import Phase, Picture
+from tests.chaos.timeline import Phase, Picture, shown
 from tests.simulation.recorder import EVERYBODY, Mark, RecordedSimulation, record, visible
 from tests.simulation.schedule import Outcome, Schedule, command_of, describe
 

@@ -81,8 +81,8 @@ class LossSimulation(Simulation):
         followers = [host for host in self.hosts.values() if host.node.role is not Role.LEADER]
         host = rng.choice(followers) if followers and rng.random() < 0.8 else self._any_host(rng)
         node = host.node
-        if host.crash_in is not None:
-            return ""
+        if host.crash_in is not None or not node.disk.hard_state.term:
+            return ""  # who has never been in a term has nothing to lose, and no marker can say so
         if not self.members.is_available(set(self.nodes) - self._recovering() - {node.node_id}):
             return ""
         if host.up:

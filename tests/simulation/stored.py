@@ -133,6 +133,7 @@ class StoredDisk(Witness):
         """As the repair of a damaged log does it (raft/storage/repair.py): first the marker, then the cut."""
         super().lose(from_index)
         assert self.lost is not None
+        free, self.platter.free = self.platter.free, None  # without room there is no repair, and no loss
         marker = LostEntriesFile(Place(DIRECTORY), self.platter)
         marker.load()
         marker.add(self.lost)
@@ -142,6 +143,7 @@ class StoredDisk(Witness):
             log.truncate_suffix(max(self.synced.last_index + 1, log.first_index))
         storage.close()
         self.platter.end_process()
+        self.platter.free = free
         self.unsynced.clear()
         self.attempt.clear()
 

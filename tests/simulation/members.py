@@ -70,7 +70,10 @@ class Members:
         )
 
     def _may_be_promoted(self, node_id: int, configuration: Configuration) -> bool:
-        """Whether the learner may become a voter by itself: it has a log, and enough disks are recorded."""
+        """Whether the learner may become a voter by itself: it has a log, and enough disks are recorded. Who
+        has lost its disk, or may not start with it, never catches up."""
+        if self.is_lost(node_id, configuration):
+            return False
         refusal = reconfiguration.refuse_disks(configuration, configuration.with_voter(node_id))
         return (refusal is None or not self.nodes[node_id].identity) and self._is_settled(node_id)
 

@@ -29,7 +29,7 @@ def check_mongo(
     if not mongo.running:
         mongo.start()
     wrong: list[str] = []
-    goal = int(cluster.info(cluster.leader())["applied_index"])
+    goal = int(cluster.execute(cluster.leader(), "RAFT", "DIGEST", idempotent=True)[0])
     with new_client(Address(mongo.uri)) as client:
         database = client[DATABASE]
 

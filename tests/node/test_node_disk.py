@@ -279,7 +279,7 @@ def test_a_snapshot_that_cannot_be_synced_ends_the_node_and_never_counts(
     with running(tmp_path, count=1, allowed=[*ENDS, "snapshot of entry"], rewards=quiet) as cluster:
         for number in range(12):
             cluster.execute(1, "SET", f"k:{number}", BIG)
-        file = cluster.data(1) / f"snapshot-{int(cluster.info(1)['applied_index']):016d}.taking.tmp"
+        file = cluster.data(1) / f"snapshot-{cluster.execute(1, 'RAFT', 'DIGEST')[0]:016d}.taking.tmp"
         pid = cluster.processes[1].pid
         with injected(strace, pid, f"{call}:error=EIO", tmp_path / "strace", file):
             with contextlib.suppress(redis.RedisError):

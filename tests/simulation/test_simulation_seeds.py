@@ -55,8 +55,8 @@ def test_what_is_left_out_changes_nothing_before_it() -> None:
 
 
 def test_the_schedules_are_worth_running() -> None:
-    """Elections, crashes, commits, reads, snapshots, changes of members and lost disks happen in them. Of these
-    75 schedules 60 are no races: those leave most of this out."""
+    """Elections, crashes, commits, reads, snapshots, changes of members and lost disks happen in them. 60 of
+    these 75 schedules are no races, which leave most of this out."""
     terms, restarts, commits, reads, leaders = 0, 0, 0, 0, 0
     installs, changes, wipes, loads = 0, 0, 0, 0
     writes, reports, claims, bans, hits, once = 0, 0, 0, 0, 0, 0

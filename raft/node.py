@@ -356,30 +356,19 @@ class RaftNode:
         if request.leader_id != sender:
             raise ProtocolViolation(f"AppendEntries in the name of {request.leader_id}")
         self.handle_append_entries(
-            sender,
-            request.entries,
-            request.leader_commit,
-            term=request.term,
-            prev_log_index=request.prev_log_index,
-            prev_log_term=request.prev_log_term,
-            round=request.round,
-            message=request,
-        )
+            sender, request.entries, request.leader_commit, term=request.term, round=request.round,
+            prev_log_index=request.prev_log_index, prev_log_term=request.prev_log_term, message=request,
+        )  # fmt: skip
 
     def handle_request_vote_message(self, sender: int, request: RequestVote) -> None:
         """From the network. The connection proves who sent it: candidate_id must say the same."""
         if request.candidate_id != sender:
             raise ProtocolViolation(f"RequestVote in the name of {request.candidate_id}")
         self.handle_request_vote(
-            request.term,
-            request.candidate_id,
-            last_log_index=request.last_log_index,
-            last_log_term=request.last_log_term,
-            pre_vote=request.pre_vote,
-            transfer=request.transfer,
-            voter_identity=request.voter_identity,
-            founding=request.founding,
-        )
+            request.term, request.candidate_id, last_log_index=request.last_log_index,
+            last_log_term=request.last_log_term, pre_vote=request.pre_vote, transfer=request.transfer,
+            voter_identity=request.voter_identity, founding=request.founding,
+        )  # fmt: skip
 
     def _send_ping(self, peer: int) -> None:
         self._network.queue(peer, Ping(self._pings.sent(peer, self._worker.now), int(self._worker.now)))

@@ -51,7 +51,7 @@ SCOPES = {
         Scope("lost", rounds=1, lost=True),
         Scope("pre-votes", rounds=1, pre_votes=True, exhaustible=False),
         Scope("transfer", rounds=1, transfers=1),
-        Scope("entry", rounds=1, proposals=1, exhaustible=False),
+        Scope("entry", rounds=1, proposals=1),
         Scope("entries", rounds=1, proposals=2, exhaustible=False),
         Scope("entry-crash", rounds=1, proposals=1, crashes=1, exhaustible=False),
         Scope("replication", rounds=2, exhaustible=False),

@@ -34,9 +34,8 @@ def search_with(hunt: Hunt, *, states: int = 400_000) -> Found:
     apply, or nothing comes of the search."""
     with tempfile.TemporaryDirectory() as directory:
         tree = Path(directory)
-        for name in ("raft/core", "tests/model", "tests/simulation", "tests/core", "tests/mutants"):
+        for name in ("raft", "ledger", "database", "tests"):
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "raft" / "__init__.py", tree / "raft")
         for mutant in hunt.mutants:
             path = tree / mutant.file
             text = path.read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import socket
@@ -267,8 +268,15 @@ def test_strangers_that_take_every_place_again_and_again_keep_no_peer_out(small_
     strangers = []
     for number in range(20):
         strangers += [socket.create_connection(small_acceptor.address) for _ in range(2)]
-        with dial_raw(small_acceptor.address, 2, 1):
-            wait_for(lambda: len(small_acceptor.taken) == number + 1)  # noqa: B023 - called at once
+
+        def came_in() -> bool:
+            # On a busy machine the threads of those who were broken off may still be there: dial again.
+            with contextlib.suppress(OSError, HandshakeError), dial_raw(small_acceptor.address, 2, 1):
+                return True
+            return False
+
+        wait_for(came_in)
+        wait_for(lambda: len(small_acceptor.taken) > number)  # noqa: B023 - called at once
     for sock in strangers:
         sock.close()
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from raft.listening import listen
 from raft.status import NodeStatus
 from web.exchange import Exchange
 from web.pages import Page, answer
@@ -77,7 +78,8 @@ class HttpServer:
 
     def start(self) -> None:
         """Listen and start the thread. Raises OSError, which names the address, when it cannot be had."""
-        self._listener = _listen(self._host, self._wanted_port)
+        self._listener = listen(self._host, self._wanted_port, "HTTP", _BACKLOG)
+        self._listener.setblocking(False)
         self._thread.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
@@ -187,15 +189,3 @@ class HttpServer:
     def _poll(self) -> select.epoll:
         assert self._epoll is not None  # the thread's
         return self._epoll
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.create_server(address, family=family, backlog=_BACKLOG)  # sets SO_REUSEADDR
-    except OSError as error:
-        raise OSError(f"cannot listen for HTTP on {host}:{port}: {error.strerror or error}") from error
-    listener.setblocking(False)
-    return listener

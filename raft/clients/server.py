@@ -19,6 +19,7 @@ from raft.clients.connection import close_gently, show_address
 from raft.clients.handler import Handler, OnFatal
 from raft.clients.shared import Backend, ServerState
 from raft.config import Settings
+from raft.listening import ListenError, listen
 
 __all__ = ["Backend", "ClientServer", "ListenError"]
 
@@ -29,10 +30,6 @@ _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_S = 0.1  # after running out of descriptors
 _JOIN_GRACE_S = 2.0
 _FULL = b"-ERR max number of clients reached\r\n"
-
-
-class ListenError(OSError):
-    """The client port cannot be listened on; the text names the address and the reason."""
 
 
 def _no_fatal(thread_name: str, error: BaseException) -> None:
@@ -75,7 +72,8 @@ class ClientServer:
 
     def start(self) -> None:
         """Listens and starts the threads. Raises ListenError when the address is taken or is not ours."""
-        self._listener = _listen(self._host, self._wanted_port)
+        self._listener = listen(self._host, self._wanted_port, "clients", _BACKLOG)
+        self._listener.setblocking(False)
         self._state.host, self._state.port = self._host, self._listener.getsockname()[1]
         for handler in self._handlers:
             handler.start()
@@ -156,18 +154,6 @@ class ClientServer:
                 select.select([self._wake_read], [], [], _RETRY_S)  # the listener stays readable: do not spin
                 return
             self.serve(sock, address)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.create_server(address, family=family, backlog=_BACKLOG)  # sets SO_REUSEADDR
-    except OSError as error:
-        raise ListenError(f"cannot listen for clients on {host}:{port}: {error.strerror or error}") from error
-    listener.setblocking(False)
-    return listener
 
 
 def _tune(sock: socket.socket) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
+from raft import listening
 from raft.transport.handover import Handover, Incoming
 from raft.transport.handshake import DEADLINE_S, HandshakeError, Hello, Welcome, receive, wrap_incoming
 from raft.transport.quiet_log import QuietLog
@@ -25,14 +26,7 @@ _logger = logging.getLogger(__name__)
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket on host:port (port 0: any). Raises OSError, which names both, e.g. if taken."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address, family=family, backlog=_BACKLOG)  # sets SO_REUSEADDR
-    except OSError as error:
-        text = f"cannot listen for other nodes on {host}:{port}: {error.strerror or error}"
-        raise OSError(text) from error
+    return listening.listen(host, port, "other nodes", _BACKLOG)
 
 
 class Acceptor:

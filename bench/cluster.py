@@ -120,6 +120,7 @@ def cluster(
             made.start(node)
         port = made.server().port
         until(lambda: talk(port, b"SET a b").startswith(b"+OK"), "the cluster takes a write")
+        until(lambda: all(map(made.info, made.ids)), "every node answers", 60.0)
         yield made
     finally:
         end(list(made.processes.values()))

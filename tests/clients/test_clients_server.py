@@ -298,6 +298,7 @@ def test_stop_finishes_what_is_under_way(harness: Harness) -> None:
         wire.send(resp(b"INCR", b"n"))
     idle = harness.connect()
     eventually(lambda: len(harness.backend.batches) == 10)
+    eventually(lambda: harness.server.connected == 11)  # what the kernel alone has accepted is reset
     stopper = threading.Thread(target=harness.server.stop)
     stopper.start()
     assert idle.until_closed() == b""

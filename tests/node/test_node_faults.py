@@ -102,6 +102,7 @@ def test_a_vote_that_cannot_be_stored_is_not_given(
         replies = ask_all([(cluster.client_ports[other], ("GET", "k"))], LIMIT_S)
         assert word(replies[0][0]) == "CLUSTERDOWN"
         cluster.start(victim)
+        cluster.ready(victim)
         assert cluster.execute(other, "GET", "k") == "v"
 
 

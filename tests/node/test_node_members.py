@@ -107,6 +107,7 @@ def test_a_learner_gets_the_log_and_no_vote_until_it_is_promoted(cluster: Cluste
     with pytest.raises(redis.RedisError):  # a leader and a learner are no quorum of three
         cluster.client(cluster.alive()[0]).set("k", "w")
     cluster.start(*[n for n in (1, 2, 3) if n not in cluster.alive()])
+    cluster.ready()
     eventually(lambda: cluster.execute(4, "RAFT", "PROMOTE", 4) == "OK", 30, "promotion")
     assert voters(cluster, cluster.leader()) == ["1", "2", "3", "4"]
     assert cluster.client(1).execute_command("RAFT", "PROMOTE", 4) == "OK"

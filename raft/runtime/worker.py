@@ -338,6 +338,8 @@ class Worker:
                     self.core.not_sent(peer, self.now)
             self.network.flush()
         if effects.log:
+            if effects.early_messages and self.applier.behind:
+                self.applier.advance()
             self._write_log(effects)
         if effects.healed:
             with self.disk_wait:

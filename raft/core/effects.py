@@ -6,7 +6,8 @@
 4. disk_done()     told to the core, which may commit; its further effects come with the next take
    healed          what was lost is there again: the marker that says so may go
 5. messages        votes and acknowledgements: promises that rest on 1 and 3
-6. committed       entries up to here may be applied
+6. committed       entries up to here may be applied; a leader does so before 3 if it writes: whatever it
+                   commits, it has synced in an earlier turn
 7. snapshots       wanted by peers, or arriving: streamed by raft/runtime/install.py
 8. reads, answers  last
 """

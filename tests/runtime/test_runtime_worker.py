@@ -70,6 +70,27 @@ def test_a_leader_sends_while_it_writes_and_counts_itself_after_its_fsync() -> N
     assert waiter.answer is None
 
 
+def test_a_leader_answers_what_is_committed_before_it_waits_for_the_next_entrys_fsync() -> None:
+    """And a follower writes and acknowledges first: its leader waits for that."""
+    bench = Bench()
+    bench.lead()
+    first, second = bench.ask(SET), bench.submit(SET)
+    heard: list[bytes | None] = []
+    bench.storage.log.on_append = lambda: heard.append(first.answer)
+    bench.ack()
+    assert heard == [b"+OK\r\n"]
+    assert second.answer is None
+
+    follower = Bench()
+    follower.follow()
+    applied: list[int] = []
+    follower.storage.log.on_sync = lambda: applied.append(follower.machine.applied_index)
+    follower.replicate(SET)
+    follower.replicate(SET)
+    assert applied == [0, 1]
+    assert follower.machine.applied_index == 2
+
+
 def test_a_single_node_answers_after_its_fsync() -> None:
     """BUGS 29."""
     bench = Bench(voters=1)

@@ -23,6 +23,9 @@ DIGEST_EVERY = 16
 APPENDED = (b"plain", b"once0", b"once1")  # keys of which every client appends its own tags, each once
 Print = tuple[Any, ...]
 Value = bytes | int | None
+Moment = tuple[int, int]
+LAST = 1 << 30
+NEVER_SET: tuple[Moment, Value] = ((0, LAST), None)
 
 
 class Machines:
@@ -35,7 +38,9 @@ class Machines:
         self.prints: list[Print] = []  # by index, from 1 on
         self.events: list[Events] = []
         self.digests: dict[int, str] = {}
-        self.history: dict[bytes, list[tuple[int, Value]]] = {}  # what a key was from which index on
+        # What a key was from which moment on: an entry, and a command of it (reads may be passed on, and then
+        # stand between two); LAST for what the entry has left.
+        self.history: dict[bytes, list[tuple[Moment, Value]]] = {}
         self.listener: Callable[[str, str], None] = _nobody
         self.projected = 0
         self.vouched_for: Callable[[], int] = _zero  # MongoDB's checkpoint
@@ -101,6 +106,9 @@ class Machines:
             batch = decode_batch(entry.data)
             commands = batch.commands
             self.model.apply(index, batch.at_ms, commands)
+            for number, (key, between) in enumerate(self.model.changes):
+                past = self.history.setdefault(key, [NEVER_SET])
+                past += [((index, number), between), ((index, LAST), machine.kv.values.get(key))]
         values = machine.kv.values
         if values != self._values:
             for key in values.keys() | self._values.keys():
@@ -108,13 +116,13 @@ class Machines:
                 if value != self._values.get(key):
                     if value is not None and key in APPENDED and has_repeats(value):
                         violated(f"{key!r} at {node.node_id} after {index} has something twice: {value!r}")
-                    self.history.setdefault(key, [(0, None)]).append((index, value))
+                    self.history.setdefault(key, [NEVER_SET]).append(((index, LAST), value))
             self._values = dict(values)
         if self.exact and values != self.model.values:
             violated(f"after {index} {node.node_id} has {values}, but should have {self.model.values}")
         for follower in touched_at(machine, index):
             key = b"balance " + follower.id.encode()
-            self.history.setdefault(key, [(0, None)]).append((index, follower.balance))
+            self.history.setdefault(key, [NEVER_SET]).append(((index, LAST), follower.balance))
         self.books.write(index, machine, commands, events)
         projected = machine.ledger.projected_index
         if projected > self.projected:
@@ -145,18 +153,19 @@ class Machines:
 
     def check_read(self, keys: list[bytes], values: list[Any], floor: int, who: str) -> None:
         """All values held together at one moment since the read began, when clients had seen `floor`."""
-        moments = {floor}
+        seen = (floor, LAST)
+        moments = {seen}
         for key in keys:
-            moments.update(index for index, _ in self.history.get(key, ()) if index > floor)
+            moments.update(moment for moment, _ in self.history.get(key, ()) if moment > seen)
         for moment in moments:
             if all(self._value_at(key, moment) == value for key, value in zip(keys, values, strict=True)):
                 return
         history = {key: self.history.get(key, [])[-4:] for key in keys}
         violated(f"stale read {who}: {keys} gave {values}, clients had seen {floor}; {history}")
 
-    def _value_at(self, key: bytes, index: int) -> Value:
+    def _value_at(self, key: bytes, moment: Moment) -> Value:
         for since, value in reversed(self.history.get(key, ())):
-            if since <= index:
+            if since <= moment:
                 return value
         return None
 

@@ -66,8 +66,16 @@ class Members:
         return all(
             each.has_quorum(n for n in nodes & set(each.voters) if self._may_vote(n, each))
             for now in self.possible()
-            for each in (now, *(now.with_voter(n) for n in now.promote if self._may_be_promoted(n, now)))
+            for each in self._promoted(now)
         )
+
+    def _promoted(self, configuration: Configuration) -> list[Configuration]:
+        """The configuration, and all that it becomes if some of its learners are promoted, one by one."""
+        found = [configuration]
+        for learner in configuration.promote:
+            if self._may_be_promoted(learner, configuration):
+                found += [each.with_voter(learner) for each in found]
+        return found
 
     def _may_be_promoted(self, node_id: int, configuration: Configuration) -> bool:
         """Whether the learner may become a voter by itself: it has a log, and enough disks are recorded. Who

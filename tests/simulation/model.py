@@ -25,6 +25,7 @@ class Model:
         self.values: dict[bytes, bytes] = {}
         self.expires_at: dict[bytes, int] = {}
         self.changed_at: dict[bytes, int] = {}
+        self.changes: list[tuple[bytes, bytes | None]] = []  # of the last entry, in their order
         self.at_ms = 0
         self.index = 0
         self.answers: dict[Words, Answer] = {}  # the first one of each command
@@ -37,6 +38,7 @@ class Model:
     def apply(self, index: int, at_ms: int, commands: list[list[bytes]]) -> None:
         """The entry at index."""
         self.index, self.at_ms = index, max(self.at_ms, at_ms)
+        self.changes.clear()
         for key in [key for key, due in self.expires_at.items() if due <= self.at_ms]:
             del self.expires_at[key]
             self._change(key, None)
@@ -103,6 +105,7 @@ class Model:
 
     def _change(self, key: bytes, value: bytes | None) -> None:
         self.changed_at[key] = self.index
+        self.changes.append((key, value))
         if value is None:
             self.values.pop(key, None)
         else:

@@ -43,7 +43,10 @@ class Network:
         self.calm = False  # after the faults have stopped
 
     def send(self, sender: int, receiver: int, message: PeerMessage) -> None:
-        """Take a message; perhaps it arrives."""
+        """Take a message; perhaps it arrives, perhaps twice."""
+        self._send(sender, receiver, message, may_double=True)
+
+    def _send(self, sender: int, receiver: int, message: PeerMessage, *, may_double: bool) -> None:
         link = (sender, receiver)
         if link in self.broken:
             return
@@ -56,12 +59,14 @@ class Network:
             self._lose(rng, link)
             return
         self.deliver_at(self._in_order(link, arrival), link, message)
-        if doubled and not self.calm:
+        if doubled and may_double and not self.calm:
             self.deliver_at(self._in_order(link, self._arrival(self.duplicates)), link, message)
 
     def post(self, sender: int, receiver: int, message: PeerMessage) -> bool:
-        """The same for what is not Raft's. False: there is no connection, and so it did not leave."""
-        self.send(sender, receiver, message)
+        """The same for what is not Raft's, which rests on a promise of the transport that Raft does without:
+        nothing arrives twice (a Forward that was refused would otherwise be none that carried out nothing).
+        False: there is no connection, and so it did not leave."""
+        self._send(sender, receiver, message, may_double=False)
         return not (self.faults.ordered and (sender, receiver) in self.blocked)
 
     def _lose(self, rng: random.Random, link: Link) -> None:

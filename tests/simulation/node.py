@@ -262,6 +262,8 @@ class Node:
         for peer, message in effects.early_messages:
             yield "early message"
             self._send(peer, message)
+        if effects.log and effects.early_messages and self.running.state.role is Role.LEADER:
+            yield from self._apply(effects)  # while the followers write
         if effects.log:
             for operation in effects.log:
                 yield step_of(operation)
@@ -296,13 +298,16 @@ class Node:
             except DiskFullError:
                 continue
 
-    def _apply_and_answer(self, effects: Effects) -> Iterator[str]:
-        if effects.committed is not None:
+    def _apply(self, effects: Effects) -> Iterator[str]:
+        if effects.committed is not None and len(self.applied) < effects.committed:
             yield "apply"
             if self.service is not None:
                 self.service.apply()
             while len(self.applied) < effects.committed:
                 self.note_applied()
+
+    def _apply_and_answer(self, effects: Effects) -> Iterator[str]:
+        yield from self._apply(effects)
         if effects.reads_ready or effects.reads_failed:
             yield "answer reads"
             if self.service is not None:

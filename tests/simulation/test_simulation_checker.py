@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
+from ledger.ledger import Policy
 from raft.core.effects import AppendLog, HardState, TruncateLog
 from raft.core.messages import AppendEntriesResponse, RequestVoteResponse
 from raft.machine.arguments import RefusedError
 from raft.machine.batch import encode_commands
 from raft.machine.sessions import SessionTable
+from raft.transport.node_messages import Forward
 from tests.core.lab import Lab, log_of
 from tests.simulation.checker import Checker, SafetyViolation
 from tests.simulation.disk import Disk
+from tests.simulation.events import Plan
+from tests.simulation.machines import LAST, NEVER_SET, Machines
 from tests.simulation.model import Model
+from tests.simulation.network import Network
+from tests.simulation.service import ServicePlan
+from tests.simulation.simulation import scenario_of
+
+POLICY = Policy(
+    interval_ms=1000,
+    reward=10,
+    penalty=5,
+    ban_threshold=3,
+    ban_cooldown_s=5,
+    max_spam=4,
+    follower_version="1.0",
+)
 
 
 def watched() -> tuple[Lab, Checker]:
@@ -116,3 +134,36 @@ def test_the_model_refuses_a_copy_that_comes_after_its_lanes_next_number_as_the_
     for index, number in enumerate((b"2", b"1", b"3", b"3"), 1):
         model.apply(index, 0, [[b"~ONCE", b"~1.1", number, encode_commands([[b"INCR", number]])]])
     assert model.values == {b"2": b"1", b"3": b"1"}
+
+
+def test_raft_messages_are_doubled_and_what_rests_on_the_transports_promise_is_not() -> None:
+    """A Forward that was refused is taken for one that carried out nothing: a copy would belie that."""
+    faults = replace(scenario_of(0).faults, ordered=False, drop=0.0, duplicate=1.0)
+    arrived: list[object] = []
+    network = Network(
+        Plan(1),
+        faults,
+        now=lambda: 0.0,
+        deliver_at=lambda _at, _link, message: arrived.append(message),
+        break_at=lambda _at, _link: None,
+    )
+    network.send(1, 2, RequestVoteResponse(1, True))
+    assert len(arrived) == 2
+    network.post(1, 2, Forward(1, 2, [[b"INCR", b"n"]], b"~1.1", 1))
+    assert len(arrived) == 3
+
+
+def test_a_read_may_stand_between_two_commands_of_an_entry_but_not_before_what_was_seen() -> None:
+    machines = Machines(ServicePlan(POLICY))
+    machines.history = {
+        b"x": [NEVER_SET, ((5, LAST), b"old"), ((6, 0), b"between"), ((6, 1), b"new"), ((6, LAST), b"new")],
+        b"y": [NEVER_SET, ((6, 1), b"too"), ((6, LAST), b"too")],
+    }
+    machines.check_read([b"x", b"y"], [b"between", None], 5, "at 1")
+    machines.check_read([b"x", b"y"], [b"new", b"too"], 5, "at 1")
+    for values, floor in (([b"between", b"too"], 5), ([b"between", None], 6), ([b"old", None], 6)):
+        with pytest.raises(SafetyViolation, match="stale read"):
+            machines.check_read([b"x", b"y"], values, floor, "at 1")
+    model = Model(exact=True)
+    model.apply(1, 0, [[b"SET", b"x", b"a"], [b"SET", b"x", b"b"]])
+    assert model.changes == [(b"x", b"a"), (b"x", b"b")]

@@ -12,7 +12,7 @@ from raft.core.entry import Entry
 from raft.storage.errors import CorruptLogError, DiskFullError, StorageError
 from tests.core.lab import log_of, terms_of
 from tests.simulation.checker import SafetyViolation
-from tests.simulation.disk import NO_SNAPSHOT, Snapshot
+from tests.simulation.disk import NO_SNAPSHOT, Image, Snapshot
 from tests.simulation.platter import DIRECTORY, Place, RetriedAfterFailureError
 from tests.simulation.simulation import Simulation, is_read_race
 from tests.simulation.stored import StorageOptions, StoredDisk
@@ -116,6 +116,29 @@ def test_a_log_that_goes_back_to_where_it_was_not_compacted_to_is_found() -> Non
     witness = told()
     with pytest.raises(SafetyViolation, match="entries up to 1 are gone"):
         witness.compacted(2)
+
+
+@pytest.mark.parametrize(("terms", "fine"), [((1, 1, 1, 1), True), ((1, 2, 1, 1), False), ((1, 1, 1), False)])
+def test_an_entry_that_could_not_be_used_comes_back_with_the_snapshot_before_it(
+    terms: tuple[int, ...], fine: bool
+) -> None:
+    """Behind the snapshot of 3 entry 2 lies unused, for the term before it is unknown; that of 1 knows it."""
+    older, newer = (Snapshot(index, 1, b"", (), b"") for index in (1, 3))
+    witness = told()
+    witness.log = Image(log_of(1, 1, 1, 1))
+    witness.synced = Image(log_of(1, 1, 1, 1))
+    witness.compactable = 1
+    witness.hard_state = NEVER_VOTED
+    witness.unsynced.clear()
+    witness.kept, witness.snapshot = [NO_SNAPSHOT, older, newer], newer
+    witness.compare(Found(NEVER_VOTED, newer, 2, 1, log_of(1, 1, 1, 1)[2:]))
+    witness.snapshot_damaged = True
+    back = Found(NEVER_VOTED, older, 1, 1, log_of(*terms)[1:])
+    if fine:
+        witness.compare(back)
+    else:
+        with pytest.raises(SafetyViolation, match="behind the snapshot of 1"):
+            witness.compare(back)
 
 
 def test_damage_may_cost_the_last_batch_only() -> None:

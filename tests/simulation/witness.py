@@ -51,6 +51,7 @@ class Witness(Disk):
         self.lost_from = 0
         self.has_lost = False
         self.snapshot_damaged = False
+        self.unused: Entry | None = None  # on the disk before the log's first: the term before it is unknown
 
     # --- told by the storage's user -----------------------------------------------------------------------
 
@@ -99,6 +100,7 @@ class Witness(Disk):
                 violated(f"entries up to {gone} are gone, compaction was up to {self.compactable}")
             self.log.compact(gone)
             self.synced.compact(gone)
+            self.unused = None
 
     def crash_under_way(self, *, power_cut: bool) -> None:
         """The process is gone; what is left shows with the next start."""
@@ -164,6 +166,10 @@ class Witness(Disk):
         if not shortest <= last <= image.last_index:
             return False
         base = image.base_index
+        if self.unused is not None and covered == found.base_index == base - 1:
+            # The older snapshot, which a damaged one has brought back, knows that term.
+            used = [self.unused, *image[: last - base]]
+            return found.base_term == found.snapshot.term and used == found.entries
         # The term before the first entry may be known no more: then that entry is not used.
         if not base <= found.base_index <= max(base, self.compactable) + 1:
             return False
@@ -176,6 +182,8 @@ class Witness(Disk):
     def _go_on(self, found: Found) -> None:
         self.has_lost = self.has_lost or found.last_index < self.synced.last_index
         known = {entry.index: entry for entry in self.log}
+        if found.base_index != self.synced.base_index:
+            self.unused = known.get(found.base_index)
         entries = [known[e.index] if known.get(e.index) == e else e for e in found.entries]
         self.log, self.synced = Image(entries), Image(entries)
         for image in (self.log, self.synced):

@@ -241,14 +241,18 @@ def run_seeds(
 
 
 class PlainProgress:
-    """A line now and then, where nobody watches a terminal."""
+    """A line now and then, where nobody watches a terminal; and one at once for each failure."""
 
     def __init__(self, every_s: float = 10.0) -> None:
         self._every_s = every_s
         self._next_s = time.monotonic() + every_s
+        self._told: set[int] = set()
 
     def __call__(self, report: Report) -> None:
         """Perhaps it is time for a line."""
+        for seed in report.failures.keys() - self._told:
+            self._told.add(seed)
+            print(f"FAILED seed {seed}, {report.failures[seed]}", file=sys.stderr, flush=True)
         if time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + self._every_s
             print(report.line(), file=sys.stderr, flush=True)

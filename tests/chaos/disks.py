@@ -119,7 +119,11 @@ class FailingSync(Fault):
         ended = self.cluster.processes[self.node].poll() is not None
         self.scene.tally[f"{self._inject().partition(':')[2]}: {'ended' if ended else 'went on'}"] += 1
         self._tracer.terminate()
-        self._tracer.wait(15)
+        try:
+            self._tracer.wait(5)
+        except subprocess.TimeoutExpired:  # it may lose track of a thread that ends ("delayed wait data set")
+            self._tracer.kill()
+            self._tracer.wait()
         self._revive_soon()
         self._release()
 

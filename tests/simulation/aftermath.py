@@ -84,7 +84,7 @@ class Aftermath(Turns):
         while self.now < until:
             self.step()
         terms = max(self.checker.leaders)
-        while self.now < until + 8 * self.scenario.options.election_timeout_max_ms:
+        while self.now < until + 4 * self.scenario.options.election_timeout_max_ms:
             self.step()
         if max(self.checker.leaders) > terms:
             violated(f"term {terms} did not last though nothing was wrong; {self.describe()}")

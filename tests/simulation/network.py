@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from raft.core.messages import InstallSnapshot, InstallSnapshotResponse
 from raft.transport.node_messages import PeerMessage
 from tests.simulation.events import Plan
 from tests.simulation.faults import Faults
@@ -18,7 +19,10 @@ Link = tuple[int, int]  # (from, to)
 
 class Network:
     """Decides each message's fate with the random numbers of its link: how many of them a message takes
-    does not depend on what becomes of it."""
+    does not depend on what becomes of it.
+
+    A snapshot's chunks and their answers stay in order everywhere: to a sender an earlier offset is a peer
+    that has lost something, so each answer that was overtaken would make it send a window's worth again."""
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Network:
         self.blocked: set[Link] = set()
         self.broken: set[Link] = set()
         self.last_arrival: dict[Link, float] = {}
+        self.last_chunk: dict[Link, float] = {}
         self.calm = False  # after the faults have stopped
 
     def send(self, sender: int, receiver: int, message: PeerMessage) -> None:
@@ -58,9 +63,9 @@ class Network:
         if link in self.blocked or (dropped and not self.calm):
             self._lose(rng, link)
             return
-        self.deliver_at(self._in_order(link, arrival), link, message)
+        self.deliver_at(self._in_order(link, message, arrival), link, message)
         if doubled and may_double and not self.calm:
-            self.deliver_at(self._in_order(link, self._arrival(self.duplicates)), link, message)
+            self.deliver_at(self._in_order(link, message, self._arrival(self.duplicates)), link, message)
 
     def post(self, sender: int, receiver: int, message: PeerMessage) -> bool:
         """The same for what is not Raft's, which rests on a promise of the transport that Raft does without:
@@ -81,7 +86,9 @@ class Network:
             high = self.faults.long_delay_ms
         return self.now() + low + share * (high - low)
 
-    def _in_order(self, link: Link, arrival: float) -> float:
+    def _in_order(self, link: Link, message: PeerMessage, arrival: float) -> float:
+        if isinstance(message, InstallSnapshot | InstallSnapshotResponse):
+            arrival = self.last_chunk[link] = max(arrival, self.last_chunk.get(link, 0.0) + 1e-6)
         if self.faults.ordered:
             arrival = max(arrival, self.last_arrival.get(link, 0.0) + 1e-6)
             self.last_arrival[link] = arrival

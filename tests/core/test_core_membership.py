@@ -242,8 +242,9 @@ def test_a_candidate_tells_each_voter_what_is_recorded_for_it() -> None:
 def test_a_server_that_is_to_join_founds_nothing() -> None:
     lab = Lab(3, spares=1, up=[4], identities="founding")
     lab.blocked.clear()
-    answer = ask_vote(lab, 4, 2, RequestVote(1, 2, 0, 0))
-    assert answer is not None and not answer.vote_granted
+    for founding in (False, True):
+        answer = ask_vote(lab, 4, 2, RequestVote(1, 2, 0, 0, founding=founding))
+        assert answer is not None and not answer.vote_granted, founding
 
 
 # --- what no correct peer sends -------------------------------------------------------------------------

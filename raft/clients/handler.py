@@ -136,7 +136,7 @@ class Handler:
 
     def publish(self, channel: bytes, payload: bytes) -> None:
         """Hands a message to this thread's subscribers."""
-        if not self.subscriptions.empty:
+        if self.subscriptions.wants(channel):
             self._news.append((channel, payload))
             self._wake()
 

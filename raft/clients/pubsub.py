@@ -26,10 +26,10 @@ class Subscriptions:
         self._channels: dict[bytes, set[Connection]] = {}
         self._patterns: dict[bytes, tuple[Matcher, set[Connection]]] = {}
 
-    @property
-    def empty(self) -> bool:
-        """Whether nobody listens. Any thread may ask: an answer a moment old is good enough."""
-        return not self._channels and not self._patterns
+    def wants(self, channel: bytes) -> bool:
+        """Whether a message on this channel may have a listener here. Any thread may
+        ask: an answer a moment old is good enough."""
+        return channel in self._channels or bool(self._patterns)
 
     def counts(self) -> tuple[int, int]:
         """How many (channels, patterns) have subscribers. Any thread."""

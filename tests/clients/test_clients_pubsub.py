@@ -84,7 +84,7 @@ def test_reset_ends_subscriptions_and_resp3(harness: Harness) -> None:
     harness.server.publish("c", "x")
     wire.send(resp(b"PING"))
     wire.expect(b"+PONG\r\n")
-    assert all(handler.subscriptions.empty for handler in harness.server._handlers)
+    assert all(handler.subscriptions.counts() == (0, 0) for handler in harness.server._handlers)
 
 
 def test_every_subscriber_hears_everything_in_order_while_commands_run(harness: Harness) -> None:
@@ -158,13 +158,27 @@ def test_when_messages_are_lost_their_subscribers_are_cut_off(
     subscriber, other = harness.connect(), harness.connect()
     subscriber.send(resp(b"SUBSCRIBE", b"c"))
     subscriber.expect(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n")
-    (handler,) = (one for one in harness.server._handlers if not one.subscriptions.empty)
+    (handler,) = (one for one in harness.server._handlers if one.subscriptions.wants(b"c"))
     handler._news.extend([(b"c", b"x")] * 11)  # as a burst does that comes faster than the thread runs
     harness.server.publish("c", "one more")
     assert subscriber.until_closed() == b""
     assert "more than 10 messages wait" in caplog.text
     other.send(resp(b"PING"))
     other.expect(b"+PONG\r\n")
+
+
+def test_what_nobody_hears_wakes_no_handler(harness: Harness, wire: Wire) -> None:
+    """A close publishes an outcome for every follower: who hears the turns must not pay for all of them."""
+    wire.send(resp(b"SUBSCRIBE", b"turns"))
+    wire.expect(b"*3\r\n$9\r\nsubscribe\r\n$5\r\nturns\r\n:1\r\n")
+    (handler,) = (one for one in harness.server._handlers if one.subscriptions.wants(b"turns"))
+    handler._wake = lambda: woken.append(1)  # type: ignore[method-assign]
+    woken: list[int] = []
+    harness.server.publish("rewards:f1", "1 hit 10 10")
+    assert not woken
+    assert not handler._news
+    harness.server.publish("turns", "1 2")
+    assert woken
 
 
 @pytest.mark.parametrize("command", [b"SUBSCRIBE", b"PSUBSCRIBE"])
@@ -184,5 +198,5 @@ def test_subscriptions_are_bounded(
 def test_a_subscriber_that_leaves_is_forgotten(harness: Harness, wire: Wire) -> None:
     wire.send(resp(b"SUBSCRIBE", b"c") + resp(b"PSUBSCRIBE", b"c*") + resp(b"QUIT"))
     assert wire.until_closed().endswith(b"+OK\r\n")
-    eventually(lambda: all(handler.subscriptions.empty for handler in harness.server._handlers))
+    eventually(lambda: all(handler.subscriptions.counts() == (0, 0) for handler in harness.server._handlers))
     harness.server.publish("c", "x")

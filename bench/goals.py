@@ -138,9 +138,10 @@ FIRST_FOUR = (
 )  # fmt: skip
 GOALS = (
     *FIRST_FOUR,
-    Goal("mixed-90-10", "GET 90 %, SET 10 %: of Redis", ratio("mixed-90-10", "rate", REDIS)),
-    Goal("once-incr", "ONCE INCR: of Redis' plain INCR", ratio("once-incr", "rate", REDIS)),
-    Goal("multi-5", "MULTI of 5 SETs: of Redis", ratio("multi-5", "rate", REDIS)),
+    # Ours, set after profiling: what these take beside a SET or a GET, and a fifth less of it than now.
+    Goal("mixed-90-10", "GET 90 %, SET 10 %: of Redis", ratio("mixed-90-10", "rate", REDIS), at_least=0.4),
+    Goal("once-incr", "ONCE INCR: of Redis' plain INCR", ratio("once-incr", "rate", REDIS), at_least=0.25),
+    Goal("multi-5", "MULTI of 5 SETs: of Redis", ratio("multi-5", "rate", REDIS), at_least=0.3),
     Goal("set-200", "200 clients: of our 50", same("set-200", "set-50"), at_least=1),
     Goal("set-200", "200 clients: p99", over("set-200", "p99_ms", statistics.median), digits=1, unit="ms"),
     Goal("set-1000", "1,000 clients: of our 50", same("set-1000", "set-50"), at_least=1),

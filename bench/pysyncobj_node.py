@@ -21,10 +21,11 @@ from cli.histogram import Histogram
 
 
 class Store(SyncObj):  # type: ignore[misc]
-    """A dict on all nodes. Its defaults: everything in memory, no journal, nothing synced."""
+    """A dict on all nodes: everything in memory, no journal, nothing synced. Without batches, which it would
+    send every 100 ms: with 50 calls under way these are 480 a second."""
 
     def __init__(self, own: str, others: list[str]) -> None:
-        super().__init__(own, others, SyncObjConf(autoTick=True))
+        super().__init__(own, others, SyncObjConf(autoTick=True, appendEntriesUseBatch=False))
         self.values: dict[str, str] = {}
 
     @replicated  # type: ignore[untyped-decorator]

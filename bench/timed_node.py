@@ -1,11 +1,13 @@
 """super_node.py that notes how long its owner thread takes to apply the close of an interval.
 
 BENCH_CLOSES: the file that gets one JSON object a close: wall_ms of the whole step (judging every turn,
-publishing the outcomes, answering what stood in the same entry), cpu_ms of the thread, judge_ms: the judging.
+publishing the outcomes, answering what stood in the same entry), cpu_ms of the thread, judge_ms: the judging,
+gc_ms: what of it was the garbage collector's.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -25,6 +27,13 @@ def note_closes(file: Path) -> None:
     """Wrap the two functions. One close is under way at a time: only the owner thread applies."""
     close, advance = turns.close_interval, Applier.advance
     judged: list[float] = []
+    collected = [0.0, 0.0]  # ms in all; since when the one under way runs
+
+    def note_collection(phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            collected[1] = time.perf_counter()
+        else:
+            collected[0] += 1000 * (time.perf_counter() - collected[1])
 
     def timed_close(*words: Any, **named: Any) -> Any:
         began = time.perf_counter()
@@ -33,18 +42,20 @@ def note_closes(file: Path) -> None:
         return reply
 
     def timed_advance(self: Applier) -> None:
-        wall, cpu = time.perf_counter(), time.thread_time()
+        wall, cpu, before = time.perf_counter(), time.thread_time(), collected[0]
         advance(self)
         if judged:
             row = {
                 "wall_ms": 1000 * (time.perf_counter() - wall),
                 "cpu_ms": 1000 * (time.thread_time() - cpu),
                 "judge_ms": sum(judged),
+                "gc_ms": collected[0] - before,
             }
             judged.clear()
             with file.open("a") as out:
                 out.write(json.dumps(row) + "\n")
 
+    gc.callbacks.append(note_collection)
     turns.close_interval = timed_close
     Applier.advance = timed_advance  # type: ignore[method-assign]
 

@@ -127,6 +127,7 @@ def _measure(
         close_ms=[row["wall_ms"] for row in rows],
         close_cpu_ms=[row["cpu_ms"] for row in rows],
         judge_ms=[row["judge_ms"] for row in rows],
+        gc_ms=[row["gc_ms"] for row in rows],
         lag_intervals=lag_s / options.interval_s,
         lag_rows=lag_rows,
         leader_cpu=leader_cpu,

@@ -12,7 +12,7 @@ from cli.processes import StopSignal, die_with_parent, end_with_any_thread, exit
 from raft.config import Settings, load_settings
 
 # A full collection looks at every object of the state: with 10,000 followers it took 60 to 80 ms of the raft
-# worker in the middle of closing an interval. The state has no cycles; those that come up are young, and found
+# worker while an interval closed. The state has no cycles; those that come up are young, and found
 # by the smaller ones.
 COLLECTOR = (10_000, 5, 5_000)
 STOP_LIMIT_S = 20.0  # a node that has not stopped by then is ended: never a zombie

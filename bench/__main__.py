@@ -185,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.render or options.record:
             results = Results.load(options.results)
             if options.record:
+                RECORDED.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(options.results, RECORDED)
             render(results, options.page, options.plots)
             return 0

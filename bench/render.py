@@ -67,6 +67,7 @@ def _page(results: Results, picture: Callable[[str, str], str]) -> str:
         picture("latency", "p50 by case and system"),
         _speed(results),
         "## Nodes, keys and values\n",
+        texts.SCALE,
         picture("nodes", "throughput by number of nodes"),
         picture("keys", "throughput by number of keys"),
         picture("values", "megabytes per second by size of a value"),

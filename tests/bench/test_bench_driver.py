@@ -88,13 +88,13 @@ def test_rendering_and_recording_measure_nothing(tmp_path: Path, monkeypatch: py
     results = Results(tmp_path / "raw.json", {})
     results.add("set-50", 1, OURS, rate=1.0, p50_ms=1.0, p99_ms=1.0)
     results.finish("set-50", 1.0)
-    monkeypatch.setattr(driver, "RECORDED", tmp_path / "recorded.json")
+    monkeypatch.setattr(driver, "RECORDED", tmp_path / "results" / "recorded.json")  # the first one ever
     words = ["--results", str(tmp_path / "raw.json"), "--page", str(tmp_path / "b.md")]
     words += ["--plots", str(tmp_path / "plots")]
     assert driver.main([*words, "--render"]) == 0
     assert "SET 50 clients" in (tmp_path / "b.md").read_text()
     assert driver.main([*words, "--record"]) == 0
-    assert (tmp_path / "recorded.json").read_bytes() == (tmp_path / "raw.json").read_bytes()
+    assert (tmp_path / "results" / "recorded.json").read_bytes() == (tmp_path / "raw.json").read_bytes()
     assert driver.main(["--render", "--results", str(tmp_path / "none.json")]) == 1
 
 

@@ -279,8 +279,9 @@ def test_a_silent_leader_is_suspected_through_its_pings(tmp_path: Path) -> None:
     try:
         eventually(lambda: any(n.status().role == "leader" for n in made.by_id.values()), 70, "a leader")
         leader = made.leader()
-        leader._worker.post(lambda _now: release.wait(60))  # type: ignore[arg-type]
         others = [n for n in made.by_id.values() if n is not leader]
+        eventually(lambda: all(n.is_raft_leader(leader.node_id) for n in others), 20, "all knowing it")
+        leader._worker.post(lambda _now: release.wait(60))  # type: ignore[arg-type]
         eventually(lambda: any(n.status().role == "leader" for n in others), 8.5, "a new leader")
         release.set()
         eventually(lambda: leader.status().role == "follower", 10, "the old one stepping down")

@@ -340,7 +340,7 @@ class Worker:
         if effects.log:
             if effects.early_messages and self.core.state.role is Role.LEADER:
                 # What was committed before this entry: its clients are answered, and send the next commands,
-                # while the disks work. 10 to 15 % more SETs a second of 50 clients.
+                # while the disks work. 8 to 13 % more SETs a second in pipelines of 16.
                 self.applier.advance()
             self._write_log(effects)
         if effects.healed:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,17 @@ def asked_over_http(number: int) -> str:
         return repr(error)
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What every attack has before it. control: how long rounds of the load took while nobody attacked."""
+
+    cluster: Cluster
+    loads: Loads
+    watch: Watch
+    ports: list[Port]
+    control: list[float]
+
+
 class Siege:
     """A cluster, its load, the strangers, and what is measured. max_clients: a node's limit."""
 
@@ -213,12 +225,13 @@ class Siege:
             loads, ports = Loads(cluster), ports_of(cluster)
             for _ in loads.phase(control_s):
                 pass
-            control, watch = loads.phase_s(), Watch(cluster)
+            watch = Watch(cluster)
+            scene = Scene(cluster, loads, watch, ports, loads.phase_s())
             left_over = []
             for _ in range(cycles):
-                self._attack(cluster, loads, watch, ports, attack_s, control)
+                self._attack(scene, attack_s)
                 watch.back_to_normal()
-                self._crowd(cluster, loads, watch, ports, crowd_s, control)
+                self._crowd(scene, crowd_s)
                 watch.back_to_normal()
                 left_over.append(watch.left_over_mb())
                 self._keep("rounds", sum(load.count for load in loads.all))
@@ -237,16 +250,9 @@ class Siege:
     def _keep(self, name: str, value: float) -> None:
         self.figures[name] = max(self.figures.get(name, 0), round(value, 1))
 
-    def _attack(
-        self,
-        cluster: Cluster,
-        loads: Loads,
-        watch: Watch,
-        ports: list[Port],
-        seconds: float,
-        control: list[float],
-    ) -> None:
+    def _attack(self, scene: Scene, seconds: float) -> None:
         """Everything but crowds, with a peer among the strangers."""
+        cluster, loads, watch, ports = scene.cluster, scene.loads, scene.watch, scene.ports
         watch.begin()
         leader = cluster.leader()
         (peer_port,) = free_ports(1)
@@ -258,7 +264,7 @@ class Siege:
                 watch.look()
                 web = [number for kind, number in ports if kind == "http"]
                 answers.update(map(asked_over_http, web))
-            self._undisturbed("attack", control, loads.phase_s())
+            self._undisturbed("attack", scene.control, loads.phase_s())
             cluster.execute(leader, "RAFT", "REMOVE", PEER)
         self._keep("attack: more descriptors", watch.most_fds)
         for answer, count in answers.items():
@@ -272,22 +278,15 @@ class Siege:
         assert self.counts.get("peer never reads", 0) >= 1
         assert self.counts.get("peer floods", 0) >= 1
 
-    def _crowd(
-        self,
-        cluster: Cluster,
-        loads: Loads,
-        watch: Watch,
-        ports: list[Port],
-        seconds: float,
-        control: list[float],
-    ) -> None:
+    def _crowd(self, scene: Scene, seconds: float) -> None:
         """Connections that never finish: as many as there may be, and a few more that are refused."""
+        cluster, loads, watch = scene.cluster, scene.loads, scene.watch
         watch.begin()
-        with strangers(Plan(ports, threads=0, crowd=self._max_clients), self.counts):
+        with strangers(Plan(scene.ports, threads=0, crowd=self._max_clients), self.counts):
             eventually(lambda: watch.more_fds() > 0.8 * self._max_clients, 180, "the crowd has come in")
             for _ in loads.phase(seconds):
                 watch.look()
-            self._undisturbed("crowd", control, loads.phase_s())
+            self._undisturbed("crowd", scene.control, loads.phase_s())
         self._keep("crowd: more descriptors", watch.most_fds)
         assert watch.most_fds <= self._max_clients + 60 + 128, "descriptors"
         for node in cluster.ids:  # a new client is served again as soon as they are gone

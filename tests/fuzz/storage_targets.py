@@ -197,13 +197,19 @@ def _opened(disk: FaultyDisk) -> tuple[list[Entry], LostEntries | None]:
         node.close()
 
 
+def _sealed(data: bytes) -> bytes:
+    """The small file that stands behind the first byte, whose top bit has its checksum put right."""
+    file = bytearray(data[1:])
+    if data[:1] > b"\x7f" and len(file) >= 16:
+        file[12:16] = _crc(bytes(file[:12] + file[16:])).to_bytes(4, "little")
+    return bytes(file)
+
+
 def lost_entries(data: bytes) -> None:
     """The marker of what was lost: what is accepted is what encodes to the same bytes."""
-    sealed = bytearray(data[1:])
-    if data[:1] > b"\x7f" and len(sealed) >= 16:
-        sealed[12:16] = _crc(bytes(sealed[:12] + sealed[16:])).to_bytes(4, "little")
-    lost = decode_lost_entries(bytes(sealed), Path("lost-entries"))
-    check(encode_lost_entries(lost) == bytes(sealed), f"{lost} encodes to other bytes")
+    sealed = _sealed(data)
+    lost = decode_lost_entries(sealed, Path("lost-entries"))
+    check(encode_lost_entries(lost) == sealed, f"{lost} encodes to other bytes")
 
 
 def _lost_seeds() -> Iterator[bytes]:
@@ -217,11 +223,9 @@ def _lost_seeds() -> Iterator[bytes]:
 
 def hard_state(data: bytes) -> None:
     """The hard state: what is accepted is what encodes to the same bytes."""
-    sealed = bytearray(data[1:])
-    if data[:1] > b"\x7f" and len(sealed) >= 16:
-        sealed[12:16] = _crc(bytes(sealed[:12] + sealed[16:])).to_bytes(4, "little")
-    state = decode_hard_state(bytes(sealed), Path("hard-state"))
-    check(encode_hard_state(state) == bytes(sealed), f"{state} encodes to other bytes")
+    sealed = _sealed(data)
+    state = decode_hard_state(sealed, Path("hard-state"))
+    check(encode_hard_state(state) == sealed, f"{state} encodes to other bytes")
 
 
 def _hard_state_seeds() -> Iterator[bytes]:

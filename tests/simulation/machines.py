@@ -107,8 +107,8 @@ class Machines:
             commands = batch.commands
             self.model.apply(index, batch.at_ms, commands)
             for number, (key, between) in enumerate(self.model.changes):
-                past = self.history.setdefault(key, [NEVER_SET])
-                past += [((index, number), between), ((index, LAST), machine.kv.values.get(key))]
+                self._became(key, (index, number), between)
+                self._became(key, (index, LAST), machine.kv.values.get(key))
         values = machine.kv.values
         if values != self._values:
             for key in values.keys() | self._values.keys():
@@ -116,19 +116,22 @@ class Machines:
                 if value != self._values.get(key):
                     if value is not None and key in APPENDED and has_repeats(value):
                         violated(f"{key!r} at {node.node_id} after {index} has something twice: {value!r}")
-                    self.history.setdefault(key, [NEVER_SET]).append(((index, LAST), value))
+                    self._became(key, (index, LAST), value)
             self._values = dict(values)
         if self.exact and values != self.model.values:
             violated(f"after {index} {node.node_id} has {values}, but should have {self.model.values}")
         for follower in touched_at(machine, index):
             key = b"balance " + follower.id.encode()
-            self.history.setdefault(key, [NEVER_SET]).append(((index, LAST), follower.balance))
+            self._became(key, (index, LAST), follower.balance)
         self.books.write(index, machine, commands, events)
         projected = machine.ledger.projected_index
         if projected > self.projected:
             self.projected = projected
             if projected > self.vouched_for():
                 violated(f"{index} drops what is projected up to {projected}: MongoDB has not so much")
+
+    def _became(self, key: bytes, moment: Moment, value: Value) -> None:
+        self.history.setdefault(key, [NEVER_SET]).append((moment, value))
 
     # --- what clients see -------------------------------------------------------------------------------
 

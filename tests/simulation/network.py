@@ -44,7 +44,6 @@ class Network:
         self.blocked: set[Link] = set()
         self.broken: set[Link] = set()
         self.last_arrival: dict[Link, float] = {}
-        self.last_chunk: dict[Link, float] = {}
         self.calm = False  # after the faults have stopped
 
     def send(self, sender: int, receiver: int, message: PeerMessage) -> None:
@@ -87,9 +86,7 @@ class Network:
         return self.now() + low + share * (high - low)
 
     def _in_order(self, link: Link, message: PeerMessage, arrival: float) -> float:
-        if isinstance(message, InstallSnapshot | InstallSnapshotResponse):
-            arrival = self.last_chunk[link] = max(arrival, self.last_chunk.get(link, 0.0) + 1e-6)
-        if self.faults.ordered:
+        if self.faults.ordered or isinstance(message, InstallSnapshot | InstallSnapshotResponse):
             arrival = max(arrival, self.last_arrival.get(link, 0.0) + 1e-6)
             self.last_arrival[link] = arrival
         return arrival

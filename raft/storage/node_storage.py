@@ -92,6 +92,7 @@ class NodeStorage:
             )
             snapshots.check_log(log.last_index)
             _check_terms(hard_state, log, lost)
+            _check_configurations(directory, log)
         except BaseException:
             if log is not None:
                 log.close()
@@ -134,6 +135,19 @@ def _first_configuration(identity: Identity, snapshot: SnapshotInfo | None) -> C
         return decode_configuration(snapshot.configuration)
     except ConfigurationFormatError as error:
         raise StorageError(f"{snapshot.path}: {error}") from error
+
+
+def _check_configurations(directory: Path, log: LogStore) -> None:
+    """No leader proposes and no follower takes one that cannot be read: where the checksum is right, a
+    program is at fault. Raises StorageError."""
+    for entry in log.configurations():
+        try:
+            decode_configuration(entry.data)
+        except ConfigurationFormatError as error:
+            raise StorageError(
+                f"{directory}: entry {entry.index} of the log, whose checksum is right: {error}. A node "
+                f"must not go on without knowing who belongs to its cluster: let it join as a new member"
+            ) from error
 
 
 def _check_terms(hard_state: HardStateFile, log: LogStore, lost: LostEntriesFile) -> None:

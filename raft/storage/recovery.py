@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raft.core.membership import Configuration, decode_configuration
+from raft.core.membership import Configuration, ConfigurationFormatError, decode_configuration
 from raft.storage import segments
 from raft.storage.disk import Disk, write_all
 from raft.storage.errors import CorruptLogError, FormatVersionError, StorageError
@@ -320,7 +320,11 @@ class Recovery:
                     entries = segments.read(self._disk, segment, fd, inside[-1], inside[-1] + 1)
                 finally:
                     self._disk.close(fd)
-                return decode_configuration(entries[0].data)
+                try:
+                    return decode_configuration(entries[0].data)
+                except ConfigurationFormatError as error:  # its checksum is right: no disk does that
+                    offset = segment.offsets[inside[-1] - segment.first_index]
+                    raise CorruptLogError(segment.path, offset, f"record {inside[-1]}: {error}") from error
         return None
 
     def _cut(self, fault: _Fault) -> None:

@@ -8,6 +8,7 @@ import errno
 
 import pytest
 from faulty_disk import FaultyDisk
+from msgspec.structs import replace
 from storage_helpers import DIRECTORY, make_disk, make_entries, open_store, segment_path, take_snapshot
 
 from raft.core.effects import HardState
@@ -175,7 +176,8 @@ def test_after_falling_back_to_the_snapshot_before_those_in_between_are_there() 
     disk = make_disk()
     node = NodeStorage.open(DIRECTORY, "c", 1, disk=disk, segment_bytes=SMALL, prepare_ahead=False)
     node.save_hard_state(HardState(1, None))
-    node.log.append(mixed(1, 40, 5, 25))
+    readable = encode_configuration(Configuration((1,)))
+    node.log.append([replace(e, data=readable) if e.kind == KIND else e for e in mixed(1, 40, 5, 25)])
     node.log.sync()
     take_snapshot(node.snapshots, 20)
     newest = take_snapshot(node.snapshots, 30)

@@ -282,6 +282,23 @@ def test_what_no_disk_does_is_refused() -> None:
     assert end > HEADER_SIZE
 
 
+def test_a_configuration_that_nobody_can_read_is_refused() -> None:
+    """A valid checksum over it, too. (Found by fuzzing: it was no StorageError.)"""
+    unreadable = Entry(2, 1, EntryKind.CONFIGURATION, b"\x96" * 20)
+    disk = written()
+    place = HEADER_SIZE + record_size(20)
+    pieces, _, _ = encode_records([unreadable], 1, place)
+    content = disk.file(segment_path(1))
+    disk.put(segment_path(1), content[:place] + b"".join(pieces) + content[place + record_size(20) :])
+    for repair in (True, False):
+        with pytest.raises(StorageError, match="entry 2 of the log, whose checksum is right: not a config"):
+            open_node(disk, repair=repair)
+    flip(disk, max(firsts(disk)), HEADER_SIZE + 45)
+    check_refused(disk)
+    with pytest.raises(CorruptLogError, match=f"damaged at byte {place}: record 2: not a configuration"):
+        open_node(disk)
+
+
 def test_another_format_version_is_refused() -> None:
     disk = written()
     disk.put(MARKER, b"SNLOSTEN\x02" + encode_lost_entries(LostEntries(4, 1))[9:])

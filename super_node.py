@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from raft.config import ConfigError
+from cli.compiled import CompiledError, use_compiled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("say which node to run (--id N) or give a command; --help lists them")
     if options.command is not None and options.id is not None:
         parser.error(f"--id N runs a node; it does not go with {options.command}")
+    from raft.config import ConfigError  # not before use_compiled()
+
     try:
         return _run(options)
     except ConfigError as error:
@@ -58,6 +60,10 @@ def _run(options: argparse.Namespace) -> int:
         from cli.follower_command import run_follower
 
         return run_follower(options)
+    if options.command == "compile":
+        from cli.compile import run_compile
+
+        return run_compile()
     if options.command == "bench":
         from cli.bench import run_bench
 
@@ -92,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_backup(commands)
     _add_restore(commands)
     _add_bench(commands)
+    text = "compile what nodes do most to C, into compiled/, where they look when they start (make compile)"
+    commands.add_parser("compile", help=text, description=text)
     fleet = commands.add_parser("fleet")  # the demo's own child: not for people
     fleet.add_argument("--plan", type=Path, required=True)
     fleet.add_argument("--die-with-parent", type=int, default=argparse.SUPPRESS)
@@ -254,4 +262,9 @@ def _addresses(text: str) -> list[tuple[str, int]]:
 
 
 if __name__ == "__main__":
+    try:
+        use_compiled()
+    except CompiledError as problem:
+        print(f"super_node.py: {problem}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main())

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
+from cli.compiled import compiled_from
 from cli.logs import configure_logging
 from cli.processes import StopSignal, die_with_parent, end_with_any_thread, exit_when_stuck
 from raft.config import Settings, load_settings
@@ -42,6 +43,9 @@ def run_node(node_id: int, config: Path, parent_pid: int | None) -> int:
     signals = StopSignal()
     if parent_pid is not None:
         die_with_parent(parent_pid)
+    place = compiled_from()
+    if place is not None:
+        log.info("compiled modules from %s are in use", place)
     return supervise(_new_node(node_id, settings), signals)
 
 

@@ -86,6 +86,25 @@ def receive(sock: socket.socket, buffer: Buffer, most: int = 0) -> int:
         _raise_unless_interrupted()
 
 
+class WakeUp:
+    """An eventfd to be polled with other descriptors. signal() may be called by any thread at any time: the
+    descriptor lives as long as anyone can name it, so that its number is nobody else's meanwhile."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def signal(self) -> None:
+        """Make it readable. Raises OSError."""
+        signal_eventfd(self.fd)
+
+    def clear(self) -> None:
+        """It is readable no more. The thread that polls; BlockingIOError if it was not."""
+        os.eventfd_read(self.fd)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 def signal_eventfd(fd: int) -> None:
     """As os.eventfd_write(fd, 1). Raises OSError; a full counter counts as signalled."""
     if _C is None:

@@ -10,12 +10,10 @@ epoll is edge-triggered: an event only sets Connection.waiting, and input is rea
 from __future__ import annotations
 
 import logging
-import os
 import select
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -37,7 +35,7 @@ from raft.clients.single import BUSY, submit_single
 from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
 from raft.machine.commands import SLOW_READS, CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
-from raft.syscalls import Buffer, receive, signal_eventfd
+from raft.syscalls import Buffer, WakeUp, receive
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +93,13 @@ class Handler:
         self._stop_at: float | None = None  # time.monotonic()
         self._stopping = False  # the thread itself has begun to stop
         self._epoll = select.epoll()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # Other threads may poke after this one has ended: the descriptor lives as long as anyone can name it.
-        weakref.finalize(self, os.close, self._wake_fd)
-        self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._wake_up = WakeUp()
+        self._epoll.register(self._wake_up.fd, select.EPOLLIN)
+        self._own_thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
-        self._thread.start()
+        self._own_thread.start()
 
     def stop(self, deadline: float) -> None:
         """Tells the thread to finish what is under way and to end, at the latest when time.monotonic() is
@@ -113,9 +109,9 @@ class Handler:
 
     def join(self, timeout_s: float) -> bool:
         """Waits for the thread; False if it still runs."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._own_thread.ident is not None:
+            self._own_thread.join(timeout_s)
+        return not self._own_thread.is_alive()
 
     @property
     def load(self) -> int:
@@ -143,7 +139,7 @@ class Handler:
         # Append first, then look at the flag; the thread clears the flag first and then empties its queues.
         if not self._signalled:
             self._signalled = True
-            signal_eventfd(self._wake_fd)
+            self._wake_up.signal()
 
     # Everything below runs on the thread itself.
 
@@ -152,8 +148,8 @@ class Handler:
             while not self._finished():
                 self._turn()
         except BaseException as error:
-            log.exception("thread %s failed", self._thread.name)
-            self._on_fatal(self._thread.name, error)
+            log.exception("thread %s failed", self._own_thread.name)
+            self._on_fatal(self._own_thread.name, error)
         finally:
             for connection in tuple(self._connections.values()):
                 self._close(connection)
@@ -163,8 +159,8 @@ class Handler:
         """Waits for something to happen and sees to all that has."""
         timeout = -1.0 if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
         for fd, events in self._epoll.poll(timeout):
-            if fd == self._wake_fd:
-                os.eventfd_read(fd)
+            if fd == self._wake_up.fd:
+                self._wake_up.clear()
                 self._signalled = False
                 continue
             connection = self._connections.get(fd)
@@ -399,7 +395,7 @@ class Handler:
             return True
         if time.monotonic() < self._stop_at:
             return False
-        log.warning("%s: %d clients cut off in mid-request", self._thread.name, len(self._connections))
+        log.warning("%s: %d clients cut off in mid-request", self._own_thread.name, len(self._connections))
         return True
 
 

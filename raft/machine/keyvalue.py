@@ -47,6 +47,17 @@ _FEW_KEYS = 1024  # FLUSHALL tells them apart from keys that did not exist
 _STRING, _NONE = Simple("string"), Simple("none")
 _OVERFLOW = Error("ERR increment or decrement would overflow")
 _encode = msgspec.msgpack.Encoder().encode
+_ATTRIBUTES = (
+    "_changed",
+    "_expires_at",
+    "_index",
+    "at_ms",
+    "entry",
+    "expiry",
+    "reader_ms",
+    "values",
+    "versions",
+)
 
 
 class KeyValue:
@@ -55,17 +66,7 @@ class KeyValue:
     at_ms: the log's time; reader_ms: now, for TTL; entry: the index of the entry that is being applied.
     """
 
-    __slots__ = (
-        "_changed",
-        "_expires_at",
-        "_index",
-        "at_ms",
-        "entry",
-        "expiry",
-        "reader_ms",
-        "values",
-        "versions",
-    )
+    __slots__ = _ATTRIBUTES
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
@@ -133,7 +134,7 @@ class KeyValue:
 
     def become(self, other: KeyValue) -> None:
         """Takes over the state of another, which must not be used any more."""
-        for name in self.__slots__:
+        for name in _ATTRIBUTES:
             setattr(self, name, getattr(other, name))
 
     def restore_versions(self, state: list[Any]) -> None:

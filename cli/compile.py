@@ -1,0 +1,148 @@
+"""`super_node.py compile`: C extensions of the modules that every command goes through, made by mypyc.
+
+mypyc compiles typed Python, unchanged, to C that calls CPython. What it changes beside speed: arguments and
+attributes are checked against their types at run time (what mypy has proved anyway), compiled classes take no
+new attributes, no patches and no interpreted subclasses, and a compiled thread gives the interpreter's lock
+away only where it waits. The result is one directory, complete or not there at all: cli/compiled.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cli.compiled import MANIFEST, PLACE, ROOT, CompiledError, manifest
+from cli.progress import Advance, Stage, progress_bar
+
+# On the way of a command, or of a turn of the worker. Not those with msgspec.Struct (mypyc drops its class
+# keywords; msgspec is C already), none with a class that the simulation makes its own kind of (Machine, Feed,
+# Disk, Installs: so all that is compiled runs in the simulation, too), and nothing that is seldom called.
+MODULES = (
+    "clients/batch", "clients/connection", "clients/handler", "clients/requests", "clients/resp",
+    "clients/single", "core/core", "core/election", "core/invariants", "core/log", "core/reads",
+    "core/reconfiguration", "core/recovery", "core/replication", "core/state", "machine/expiry",
+    "machine/keyvalue", "machine/versions", "runtime/agreement", "runtime/applier", "runtime/clock",
+    "runtime/desk", "runtime/disk_watch", "runtime/forwarding", "runtime/lanes", "runtime/load",
+    "runtime/passed", "runtime/proposals", "runtime/reads", "runtime/snapshots", "runtime/space",
+    "runtime/status_board", "runtime/turns", "runtime/worker", "storage/entry_cache", "storage/log_store",
+    "storage/outline", "storage/record", "storage/segments", "transport/codec", "transport/frames",
+    "transport/links", "transport/network", "node",
+)  # fmt: skip
+_GROUP = "super_node_compiled"
+_LAST_LINES = 20
+_NEWS = "@@ "  # begins a line that the compiling process means for the progress bar
+
+
+def run_compile(place: Path = PLACE) -> int:
+    """Makes `place` anew; the exit code. A minute on two cores. Main thread."""
+    try:
+        with progress_bar() as (stage, advance):
+            compile_into(place, stage, advance)
+    except CompiledError as error:
+        print(f"super_node.py: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(MODULES)} modules compiled into {place}: nodes that are started from now on use them")
+    return 0
+
+
+def compile_into(place: Path, stage: Stage, advance: Advance) -> None:
+    """Replaces the directory place by a compiled copy of raft. Raises CompiledError; what was there before is
+    still there then."""
+    made_of = manifest()
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
+        work = Path(temporary)
+        _build_apart(work, stage, advance)
+        out = work / "out"
+        for source in (ROOT / "raft").rglob("*.py"):
+            target = out / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        if manifest() != made_of:
+            raise CompiledError("the sources changed while they were compiled: try again")
+        (out / MANIFEST).write_text(json.dumps(made_of, indent=1) + "\n")
+        if place.exists():
+            place.rename(work / "old")
+        out.rename(place)
+
+
+def _build_apart(work: Path, stage: Stage, advance: Advance) -> None:
+    """In a process of its own: the tools print, change directories and exit as they like."""
+    stage("reading types", None)
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    command = [sys.executable, "-m", "cli.compile", str(work)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as child:
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                if not line.startswith(_NEWS):
+                    last.append(line)
+                elif line.startswith(_NEWS + "of "):
+                    stage("compiling", int(line.split()[-1]))
+                else:
+                    advance(1)
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode:
+        raise CompiledError(f"compiling failed:\n{''.join(last).rstrip()}")
+
+
+def _build(work: Path) -> None:
+    """The compiling process: work/out gets the extensions."""
+    try:
+        from mypyc.build import mypycify
+        from setuptools import Distribution
+        from setuptools.command.build_ext import build_ext
+    except ImportError as error:
+        sys.exit(f"it needs mypy and setuptools, which make compile installs: {error}")
+    extensions = mypycify(
+        ["--strict", "--ignore-missing-imports", f"--cache-dir={work / 'types'}"]
+        + [f"raft/{name}.py" for name in MODULES],
+        opt_level="2",
+        debug_level="0",
+        multi_file=True,
+        group_name=_GROUP,
+        target_dir=str(work / "c"),
+    )
+    print(f"{_NEWS}of {sum(len(extension.sources) for extension in extensions)}", flush=True)
+    command: Any = build_ext(Distribution({"name": _GROUP, "ext_modules": extensions}))
+    command.build_lib, command.build_temp = str(work / "out"), str(work / "objects")
+    command.ensure_finalized()
+    build_one = command.build_extension
+
+    def build_extension(extension: Any) -> None:
+        _use_all_cores(command.compiler)
+        build_one(extension)
+
+    command.build_extension = build_extension
+    command.run()
+
+
+def _use_all_cores(compiler: Any) -> None:
+    """distutils compiles the sources of an extension one after the other."""
+    compile_all = type(compiler).compile
+
+    def compile_each(sources: list[str], **options: Any) -> list[str]:
+        def one(source: str) -> list[str]:
+            objects: list[str] = compile_all(compiler, [source], **options)
+            print(f"{_NEWS}one", flush=True)
+            return objects
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return [made for objects in pool.map(one, sources) for made in objects]
+
+    compiler.compile = compile_each
+
+
+if __name__ == "__main__":
+    _build(Path(sys.argv[1]))

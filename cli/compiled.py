@@ -1,0 +1,80 @@
+"""Whether a node runs compiled: `make compile` puts C extensions of raft/ into compiled/ (cli/compile.py).
+
+The program is the same either way. What was compiled from other sources, or for another Python, is never
+used: a node then says so and runs interpreted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ROOT / "compiled"
+VARIABLE = "SUPER_NODE_COMPILED"  # 0: run interpreted; a directory: use what is there, or do not start
+MANIFEST = "manifest.json"
+SOURCES = ("raft", "ledger")  # ledger: mypyc takes its types and constants into the C it makes of raft
+
+
+class CompiledError(Exception):
+    """What was compiled cannot be used; the text says why and what to do."""
+
+
+def manifest() -> dict[str, str]:
+    """What decides whether a compiled copy goes with this checkout and this Python. About 5 ms."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in SOURCES for path in (ROOT / name).rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(b"%s %d\n" % (path.relative_to(ROOT).as_posix().encode(), len(content)))
+        digest.update(content)
+    return {"sources": digest.hexdigest(), "python": sys.version, "suffix": EXTENSION_SUFFIXES[0]}
+
+
+def use_compiled(environ: Mapping[str, str] = os.environ) -> None:
+    """Have raft imported from its compiled copy, if there is one that fits; a line on standard error if there
+    is one that does not. To be called before anything of raft is imported; main thread.
+
+    Raises CompiledError if the environment names a directory that cannot be used.
+    """
+    wanted = environ.get(VARIABLE, "")
+    if wanted == "0":
+        return
+    place = Path(wanted) if wanted else PLACE
+    if not wanted and not place.exists():
+        return
+    problem = _problem(place)
+    if problem is None:
+        sys.path.insert(0, str(place))
+    elif wanted:
+        raise CompiledError(f"{VARIABLE}={wanted}: {problem}")
+    else:
+        print(f"super_node.py: {place}: {problem}; going on without it", file=sys.stderr)
+
+
+def _problem(place: Path) -> str | None:
+    try:
+        found = json.loads((place / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        return f"no compiled modules: {error}; make compile makes some"
+    wanted = manifest()
+    if found == wanted:
+        return None
+    other = (
+        "another Python"
+        if isinstance(found, dict) and found.get("sources") == wanted["sources"]
+        else "other sources"
+    )
+    return f"compiled for {other}: make compile makes it anew"
+
+
+def compiled_from() -> Path | None:
+    """Where the compiled modules of this process come from; None: it runs interpreted."""
+    import raft.core.core
+
+    module = Path(raft.core.core.__file__)
+    return module.parents[2] if module.suffix != ".py" else None

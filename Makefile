@@ -38,10 +38,10 @@ check: setup  ## lint, format, types
 	$(BIN)/mypy
 
 BENCH ?=
-bench: bench-peers  ## all benchmarks beside redis, etcd, PySyncObj (about 40 minutes), then docs/benchmarks.md: BENCH="--only speed"
+bench: bench-peers compile  ## all benchmarks beside redis, etcd, PySyncObj (about 40 minutes), then docs/benchmarks.md: BENCH="--only speed"
 	$(BIN)/python -m bench $(BENCH)
 
-bench-quick: bench-peers  ## the first four rows of the benchmarks beside the recorded ratios, in 3 minutes
+bench-quick: bench-peers compile  ## the first four rows of the benchmarks beside the recorded ratios, in 3 minutes
 	$(BIN)/python -m bench --quick $(BENCH)
 
 bench-peers: setup

@@ -61,11 +61,10 @@ def same(case: str, base: str, figure: str = "rate") -> Value:
     return ratio(case, figure, OURS, base)
 
 
-def of_etcd(results: Results) -> float | None:
-    """Over the best that any load got out of etcd."""
+def of_check_perf(results: Results) -> float | None:
+    """Over the best load of etcd's own tool, which has 500 or 1,000 clients."""
     ours = results.median("set-50", OURS, "rate")
-    systems = [ETCD, *(f"etcd check perf {load}" for load in CHECK_PERF)]
-    rates = [results.median("set-50", system, "rate") for system in systems]
+    rates = [results.median("set-50", f"etcd check perf {load}", "rate") for load in CHECK_PERF]
     best = max((rate for rate in rates if rate is not None), default=None)
     return ours / best if ours is not None and best else None
 
@@ -111,7 +110,8 @@ def ratio_of_medians(case: str, figure: str, other: str) -> Value:
 
 SET_50 = (
     Goal("set-50", "SET, 50 clients: of a bare Redis", ratio("set-50", "rate", REDIS), at_least=0.5),
-    Goal("set-50", "SET, 50 clients: of etcd's best", of_etcd, at_least=6),
+    Goal("set-50", "SET, 50 clients: of etcd's best check perf", of_check_perf, at_least=6),
+    Goal("set-50", "SET, 50 clients: of etcd with 50 clients", ratio("set-50", "rate", ETCD)),
     Goal(
         "set-50",
         "SET, 50 clients: of PySyncObj without fsync",

@@ -99,12 +99,13 @@ def _machine(results: Results) -> str:
     given = meta.get("options", {})
     default = {field.name: field.default for field in fields(Options)}
     changed = ", ".join(f"{name} {value}" for name, value in given.items() if value != default.get(name))
+    how = "compiled (`make compile`)" if meta.get("compiled") else "interpreted"
     shorter = f" **Not with the usual parameters: {changed}.**" if changed else ""
     return (
         f"Measured {meta.get('started')} at commit {meta.get('commit')}: {meta.get('cores')} cores "
         f"({meta.get('cpu')}), {meta.get('memory_gib')} GiB, Linux {meta.get('kernel')}, Python "
-        f"{meta.get('python')}; {meta.get('redis')}; {meta.get('etcd')}. It took {took:.0f} minutes; the "
-        f"load average before was {(meta.get('load_before') or ['?'])[0]}.{shorter}\n"
+        f"{meta.get('python')}, {how}; {meta.get('redis')}; {meta.get('etcd')}. It took {took:.0f} minutes; "
+        f"the load average before was {(meta.get('load_before') or ['?'])[0]}.{shorter}\n"
     )
 
 

@@ -13,9 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cli.compiled import nodes_use_it
+
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
 OURS = "super node"
+INTERPRETED = "super node, interpreted"  # measured beside OURS where that is compiled
 
 Record = dict[str, Any]  # case, round, system, and figures by name
 
@@ -131,6 +134,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "compiled": nodes_use_it(),
         "redis": _first_line("redis-server", "--version").partition(" sha")[0],
         "etcd": _first_line("etcd", "--version"),
         "load_before": [round(value, 2) for value in os.getloadavg()],

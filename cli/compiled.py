@@ -35,6 +35,17 @@ def manifest() -> dict[str, str]:
     return {"sources": digest.hexdigest(), "python": sys.version, "suffix": EXTENSION_SUFFIXES[0]}
 
 
+def is_current(place: Path = PLACE) -> bool:
+    """Whether there is a compiled copy that fits."""
+    return _problem(place) is None
+
+
+def nodes_use_it(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether nodes that are started now, with this environment, run compiled."""
+    wanted = environ.get(VARIABLE, "")
+    return wanted != "0" and is_current(Path(wanted) if wanted else PLACE)
+
+
 def use_compiled(environ: Mapping[str, str] = os.environ) -> None:
     """Have raft imported from its compiled copy, if there is one that fits; a line on standard error if there
     is one that does not. To be called before anything of raft is imported; main thread.

@@ -21,7 +21,9 @@ from bench import etcd_client, rig
 from bench.cluster import ROOT, Cluster, bare_redis, cluster, etcd_members, fill, missing
 from bench.context import OURS, Case, Context, Group, Options
 from bench.processes import HOST, end, free_ports, spawn, until
+from bench.results import INTERPRETED
 from bench.rig import Server
+from cli.compiled import VARIABLE, nodes_use_it
 from cli.load import LoadRun, Outcome, Plan, Request, Source, encode
 
 SIZE, KEYS = 64, 100_000
@@ -103,11 +105,15 @@ class Speed:
         context.tell("starting the servers")
         self._redis = stack.enter_context(bare_redis(path))
         self._nodes: Cluster = stack.enter_context(cluster(path / "nodes"))
+        self._interpreted: Cluster | None = None
+        if nodes_use_it() and wanted & frozenset(FIRST_FOUR):
+            self._interpreted = stack.enter_context(cluster(path / "interpreted", environ={VARIABLE: "0"}))
         self._etcd: Server | None = None
         self.etcd_urls: list[str] = []
         if {"set-1", "set-50"} & wanted and not missing("etcd", "etcdctl"):
             self._etcd, self.etcd_urls = stack.enter_context(etcd_members(path))
-        for port in (self._redis.port, self._nodes.server().port):
+        clusters = [self._nodes, *([self._interpreted] if self._interpreted else [])]
+        for port in (self._redis.port, *(each.server().port for each in clusters)):
             fill(port, KEYS)
 
     def round(self, number: int) -> None:
@@ -139,6 +145,16 @@ class Speed:
                 (OURS, lambda seconds: self._own(name, OURS, ours(), seconds)),
                 (REDIS, lambda seconds: self._own(name, REDIS, self._redis, seconds)),
             ]
+        if self._interpreted is not None and name in FIRST_FOUR:
+            slow = self._interpreted
+            systems.append(
+                (
+                    INTERPRETED,
+                    lambda seconds: self._benchmark(
+                        name, INTERPRETED, slow.server(follower=follower), seconds
+                    ),
+                )
+            )
         if self._etcd is not None and name in ("set-1", "set-50"):
             etcd = self._etcd
             clients = RIG[name].clients
@@ -242,6 +258,7 @@ def run(context: Context, wanted: frozenset[str]) -> None:
 def estimate(options: Options, wanted: frozenset[str]) -> float:
     """Seconds: servers and filling, then each load with what it takes to start and to end."""
     loads = 2 * len(wanted) + len({"set-1", "set-50"} & wanted)
+    loads += len(wanted & frozenset(FIRST_FOUR)) if nodes_use_it() else 0
     one = options.seconds + 0.5
     pysyncobj_s = (2 * options.seconds + 4) if "set-50" in wanted else 0.0
     check = len(CHECK_PERF) * CHECK_PERF_S if "set-50" in wanted and options.check_perf else 0.0

@@ -106,7 +106,7 @@ def test_an_explicit_place_that_cannot_be_used_is_exit_2() -> None:
 def test_a_compilation_that_fails_says_why_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = copy(tmp_path / "compiled")
+    place = copy(tmp_path / "compiled", sources="others")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "shadow"))
     (tmp_path / "shadow" / "mypyc").mkdir(parents=True)
     (tmp_path / "shadow" / "mypyc" / "__init__.py").write_text("raise ImportError('no mypyc here')\n")
@@ -117,6 +117,11 @@ def test_a_compilation_that_fails_says_why_and_changes_nothing(
     )
     assert sorted(each.name for each in tmp_path.iterdir()) == ["compiled", "shadow"]
     assert [each.name for each in place.iterdir()] == ["manifest.json"]
+
+
+def test_what_fits_is_not_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compile.run_compile(copy(tmp_path)) == 0
+    assert capsys.readouterr().out == f"{tmp_path} is up to date\n"
 
 
 def test_every_module_is_there() -> None:

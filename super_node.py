@@ -13,14 +13,27 @@ from pathlib import Path
 from cli.compiled import CompiledError, use_compiled
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments (default: the process's) ask for; the exit code."""
+def main(arguments: Sequence[str] | None = None, *, compiled: bool = False) -> int:
+    """Does what the arguments (default: the process's) ask for; the exit code. compiled: a node may run
+    compiled, for nothing of raft is imported yet."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None and options.id is None:
         parser.error("say which node to run (--id N) or give a command; --help lists them")
     if options.command is not None and options.id is not None:
         parser.error(f"--id N runs a node; it does not go with {options.command}")
+    try:
+        if compiled and options.id is not None:
+            use_compiled()
+        return _main(options)
+    except CompiledError as error:
+        print(f"super_node.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(options: argparse.Namespace) -> int:
     from raft.config import ConfigError  # not before use_compiled()
 
     try:
@@ -28,8 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"super_node.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -262,9 +273,4 @@ def _addresses(text: str) -> list[tuple[str, int]]:
 
 
 if __name__ == "__main__":
-    try:
-        use_compiled()
-    except CompiledError as problem:
-        print(f"super_node.py: {problem}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(main())
+    sys.exit(main(compiled=True))

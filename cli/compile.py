@@ -2,8 +2,9 @@
 
 mypyc compiles typed Python, unchanged, to C that calls CPython. What it changes beside speed: arguments and
 attributes are checked against their types at run time (what mypy has proved anyway), compiled classes take no
-new attributes, no patches and no interpreted subclasses, and a compiled thread gives the interpreter's lock
-away only where it waits. The result is one directory, complete or not there at all: cli/compiled.py.
+new attributes, no patches and no interpreted subclasses; `raise … from` only keeps the context; a compiled
+thread gives the interpreter's lock away only where it waits, or calls what is interpreted (raft/breathe.py).
+The result is one directory, complete or not there at all: cli/compiled.py.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cli.compiled import MANIFEST, PLACE, ROOT, CompiledError, is_current, manifest
-from cli.progress import Advance, Stage, progress_bar
+from cli.compiled import MANIFEST, PLACE, ROOT, CompiledError, contents, is_current, made_of
+from cli.processes import die_with_parent
+from cli.progress import Advance, Stage, ended_by_sigterm, progress_bar
 
 # On the way of a command, or of a turn of the worker. Not those with msgspec.Struct (mypyc drops its class
 # keywords; msgspec is C already), none with a class that the simulation makes its own kind of (Machine, Feed,
@@ -47,9 +49,9 @@ def run_compile(place: Path = PLACE) -> int:
         print(f"{place} is up to date")
         return 0
     try:
-        with progress_bar() as (stage, advance):
+        with ended_by_sigterm(), progress_bar() as (stage, advance):
             compile_into(place, stage, advance)
-    except CompiledError as error:
+    except (CompiledError, OSError) as error:
         print(f"super_node.py: {error}", file=sys.stderr)
         return 1
     print(f"{len(MODULES)} modules compiled into {place}: nodes that are started from now on use them")
@@ -57,30 +59,53 @@ def run_compile(place: Path = PLACE) -> int:
 
 
 def compile_into(place: Path, stage: Stage, advance: Advance) -> None:
-    """Replaces the directory place by a compiled copy of raft. Raises CompiledError; what was there before is
-    still there then."""
-    made_of = manifest()
+    """Replaces the directory place by a compiled copy of raft. Raises CompiledError, OSError; what was there
+    before is still there then."""
+    made = made_of()
+    for left_over in place.parent.glob(f".{place.name}-*"):  # of one that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
         work = Path(temporary)
-        _build_apart(work, stage, advance)
         out = work / "out"
+        _build_apart(work, stage, advance)
         for source in (ROOT / "raft").rglob("*.py"):
             target = out / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        if manifest() != made_of:
+        _try_out(out)
+        if made_of() != made:
             raise CompiledError("the sources changed while they were compiled: try again")
-        (out / MANIFEST).write_text(json.dumps(made_of, indent=1) + "\n")
-        if place.exists():
-            place.rename(work / "old")
-        out.rename(place)
+        (out / MANIFEST).write_text(json.dumps({"made_of": made, "contents": contents(out)}, indent=1) + "\n")
+        os.sync()  # or a power loss could leave a manifest with files that are not there
+        _swap(out, place, work / "old")
+
+
+def _try_out(out: Path) -> None:
+    """A copy that cannot even be imported replaces nothing."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import raft.node; print(raft.node.__file__)"
+    tried = subprocess.run(
+        [sys.executable, "-B", "-c", code, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    if tried.returncode or not tried.stdout.startswith(str(out)):
+        raise CompiledError(f"what was compiled cannot be used: {tried.stderr or tried.returncode}")
+
+
+def _swap(new: Path, place: Path, old: Path) -> None:
+    if place.exists():
+        place.rename(old)
+    try:
+        new.rename(place)
+    except BaseException:
+        if old.exists():
+            old.rename(place)
+        raise
 
 
 def _build_apart(work: Path, stage: Stage, advance: Advance) -> None:
     """In a process of its own: the tools print, change directories and exit as they like."""
     stage("reading types", None)
     last: deque[str] = deque(maxlen=_LAST_LINES)
-    command = [sys.executable, "-m", "cli.compile", str(work)]
+    command = [sys.executable, "-m", "cli.compile", str(work), str(os.getpid())]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as child:
@@ -148,4 +173,5 @@ def _use_all_cores(compiler: Any) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
     _build(Path(sys.argv[1]))

@@ -46,6 +46,8 @@ def run_node(node_id: int, config: Path, parent_pid: int | None) -> int:
     place = compiled_from()
     if place is not None:
         log.info("compiled modules from %s are in use", place)
+    else:
+        log.debug("interpreted: no compiled modules")
     return supervise(_new_node(node_id, settings), signals)
 
 

@@ -17,6 +17,8 @@ import re
 
 import hiredis
 
+from raft.breathe import breathe
+
 MAX_INLINE_BYTES = 65536  # as Redis: PROTO_INLINE_MAX_SIZE
 _MAX_HEADER_BYTES = 32  # "*1048576\r\n" needs 10
 _SMALLEST_ARGUMENT = 6  # "$0\r\n\r\n"
@@ -229,6 +231,8 @@ def parse_request(data: bytes, start: int, max_bytes: int) -> tuple[list[bytes] 
             return None, end - start + _least(end - start, others)
         args.append(data[body : end - 2])
         position = end
+        if not others & 1023:
+            breathe()
     return args, position
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush, heapreplace
 
+from raft.breathe import breathe
+
 _SLACK = 1024  # useless entries that the queue may hold besides one per key
 
 
@@ -68,6 +70,8 @@ class ExpiryTimes:
                 del self.at_ms[key]
                 due.append((actual, key))
                 actual = None
+                if not len(due) & 1023:
+                    breathe()
             self._put_right(key, actual)
         due.sort()
         return [key for _, key in due]

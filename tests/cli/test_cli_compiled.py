@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli import compile, compiled
-from cli.compiled import CompiledError, manifest, use_compiled
+from cli.compiled import CompiledError, contents, made_of, nodes_use_it, use_compiled
 
 
 @pytest.fixture
@@ -22,8 +22,10 @@ def path(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def copy(place: Path, **changed: str) -> Path:
-    place.mkdir(exist_ok=True)
-    (place / "manifest.json").write_text(json.dumps({**manifest(), **changed}))
+    (place / "raft").mkdir(parents=True, exist_ok=True)
+    (place / "raft" / "fast.so").write_bytes(b"machine code")
+    told = {"made_of": {**made_of(), **changed}, "contents": contents(place)}
+    (place / "manifest.json").write_text(json.dumps(told))
     return place
 
 
@@ -65,6 +67,23 @@ def test_a_directory_without_a_manifest(tmp_path: Path, path: list[str], content
     assert path == before
 
 
+def test_what_is_not_as_it_was_made_is_not_loaded(tmp_path: Path, path: list[str]) -> None:
+    """A damaged shared object would end the process with a signal."""
+    before = list(path)
+    place, environ = copy(tmp_path / "compiled"), {"SUPER_NODE_COMPILED": str(tmp_path / "compiled")}
+    file = place / "raft" / "fast.so"
+    for change in (lambda: file.write_bytes(b"machine cod"), file.unlink, (place / "raft" / "more.py").touch):
+        copy(place)
+        (place / "raft" / "__pycache__").mkdir(exist_ok=True)
+        (place / "raft" / "__pycache__" / "a.pyc").write_bytes(b"Python's own")
+        assert nodes_use_it(environ)
+        change()
+        assert not nodes_use_it(environ)
+        with pytest.raises(CompiledError, match="not as it was made, a file is damaged or missing: make"):
+            use_compiled(environ)
+    assert path == before
+
+
 def test_none_is_needed(tmp_path: Path, path: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = list(path)
     monkeypatch.setattr(compiled, "PLACE", tmp_path / "nothing")
@@ -78,19 +97,22 @@ def test_none_is_needed(tmp_path: Path, path: list[str], monkeypatch: pytest.Mon
 
 def test_the_manifest_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "ROOT", tmp_path)
-    for name in ("raft", "ledger"):
+    for name in ("raft", "ledger", "cli"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.py").write_text("x = 1\n")
-    seen = {manifest()["sources"]}
+    seen = {made_of()["sources"]}
     (tmp_path / "ledger" / "a.py").write_text("x = 2\n")
-    seen.add(manifest()["sources"])
+    seen.add(made_of()["sources"])
     (tmp_path / "raft" / "b.py").write_text("")
-    seen.add(manifest()["sources"])
+    seen.add(made_of()["sources"])
     (tmp_path / "raft" / "b.py").rename(tmp_path / "raft" / "c.py")
-    seen.add(manifest()["sources"])
+    seen.add(made_of()["sources"])
+    (tmp_path / "cli" / "compile.py").write_text("MODULES = ()")
+    seen.add(made_of()["sources"])
     (tmp_path / "raft" / "notes.txt").write_text("no source")
-    seen.add(manifest()["sources"])
-    assert len(seen) == 4
+    (tmp_path / "cli" / "run.py").write_text("not compiled")
+    seen.add(made_of()["sources"])
+    assert len(seen) == 5
 
 
 def test_an_explicit_place_that_cannot_be_used_is_exit_2() -> None:
@@ -116,7 +138,22 @@ def test_a_compilation_that_fails_says_why_and_changes_nothing(
         "compiling failed:\nit needs mypy and setuptools, which make compile installs: no mypyc here" in said
     )
     assert sorted(each.name for each in tmp_path.iterdir()) == ["compiled", "shadow"]
-    assert [each.name for each in place.iterdir()] == ["manifest.json"]
+    assert sorted(each.name for each in place.iterdir()) == ["manifest.json", "raft"]
+
+
+def test_a_swap_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    place = copy(tmp_path / "compiled")
+    with pytest.raises(OSError, match="No such file"):
+        compile._swap(tmp_path / "nothing", place, tmp_path / "old")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["compiled"]
+    assert nodes_use_it({"SUPER_NODE_COMPILED": str(place)})
+
+
+def test_only_a_node_looks_for_it(capfd: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, str(compiled.ROOT / "super_node.py"), "status", "--help"]
+    environ = {**os.environ, "SUPER_NODE_COMPILED": "/nowhere"}
+    assert subprocess.run(command, env=environ, timeout=60).returncode == 0
+    assert "compiled" not in capfd.readouterr().err
 
 
 def test_what_fits_is_not_compiled_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

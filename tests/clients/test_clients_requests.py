@@ -9,6 +9,7 @@ from clients_support import resp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from raft.clients import requests
 from raft.clients.requests import (
     MAX_INLINE_BYTES,
     FastReader,
@@ -312,3 +313,12 @@ def test_the_fast_reader_does_take_ordinary_pipelines() -> None:
         assert fast.read(data, 1024, MAX) == ([[b"SET", b"k", b"v"]] * 100, len(data))
     assert fast.read(data + b"*3\r\n$3\r\nSE", 1024, MAX) == ([[b"SET", b"k", b"v"]] * 100, len(data))
     assert fast.read(data, 7, MAX) == ([[b"SET", b"k", b"v"]] * 7, len(data) * 7 // 100)
+
+
+def test_a_long_command_lets_other_threads_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, this loop would keep the interpreter's lock for all of a large MSET: see raft/breathe.py."""
+    breaths: list[None] = []
+    monkeypatch.setattr(requests, "breathe", lambda: breaths.append(None))
+    words = [b"MSET", *([b""] * 20_480)]
+    assert parse_request(resp(*words), 0, 1 << 20)[0] == words
+    assert len(breaths) >= 20

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine_support import START_MS, Driver
 
-from raft.machine import versions
+from raft.machine import expiry, versions
 from raft.machine.expiry import ExpiryTimes
 from raft.machine.machine import Machine
 
@@ -137,3 +137,14 @@ def test_the_queue_agrees_with_a_plain_dict(steps: list[tuple[str, int, int]]) -
             plain.clear()
         assert times.at_ms == plain
         assert times.next_ms() == min(plain.values(), default=None)
+
+
+def test_many_keys_at_once_let_other_threads_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a long command does."""
+    breaths: list[None] = []
+    monkeypatch.setattr(expiry, "breathe", lambda: breaths.append(None))
+    times = ExpiryTimes()
+    for number in range(5000):
+        times.set(b"%d" % number, number % 7)
+    assert len(times.take_due(10)) == 5000
+    assert len(breaths) == 4

@@ -25,18 +25,18 @@ from cli.processes import die_with_parent
 from cli.progress import Advance, Stage, ended_by_sigterm, progress_bar
 
 # On the way of a command, or of a turn of the worker. Not those with msgspec.Struct (mypyc drops its class
-# keywords; msgspec is C already), none with a class that the simulation makes its own kind of (Machine, Feed,
-# Disk, Installs: so all that is compiled runs in the simulation, too), and nothing that is seldom called.
+# keywords; msgspec is C already), none with a class that the simulation makes its own kind of (Feed, Disk,
+# Installs: so all that is compiled runs in the simulation, too), and nothing that is seldom called.
 MODULES = (
     "clients/batch", "clients/connection", "clients/handler", "clients/requests", "clients/resp",
     "clients/single", "core/core", "core/election", "core/invariants", "core/log", "core/reads",
     "core/reconfiguration", "core/recovery", "core/replication", "core/state", "machine/expiry",
-    "machine/keyvalue", "machine/versions", "runtime/agreement", "runtime/applier", "runtime/clock",
-    "runtime/desk", "runtime/disk_watch", "runtime/forwarding", "runtime/lanes", "runtime/load",
-    "runtime/passed", "runtime/proposals", "runtime/reads", "runtime/snapshots", "runtime/space",
-    "runtime/status_board", "runtime/turns", "runtime/worker", "storage/entry_cache", "storage/log_store",
-    "storage/outline", "storage/record", "storage/segments", "transport/codec", "transport/frames",
-    "transport/links", "transport/network", "node",
+    "machine/keyvalue", "machine/machine", "machine/versions", "runtime/agreement", "runtime/applier",
+    "runtime/clock", "runtime/desk", "runtime/disk_watch", "runtime/forwarding", "runtime/lanes",
+    "runtime/load", "runtime/passed", "runtime/proposals", "runtime/reads", "runtime/snapshots",
+    "runtime/space", "runtime/status_board", "runtime/turns", "runtime/worker", "storage/entry_cache",
+    "storage/log_store", "storage/outline", "storage/record", "storage/segments", "transport/codec",
+    "transport/frames", "transport/links", "transport/network", "node",
 )  # fmt: skip
 _GROUP = "super_node_compiled"
 _LAST_LINES = 20

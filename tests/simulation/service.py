@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ledger.ledger import Policy
+from ledger.ledger import Ledger, Policy
 from raft.core.membership import Server
 from raft.core.state import Role
 from raft.machine.machine import Machine
@@ -51,12 +51,12 @@ class ServicePlan:
         return self.limits != Limits()
 
 
-class WatchedMachine(Machine):
-    """The real machine; `applied` is told after every entry, when the applier takes the entry's events."""
+class WatchedLedger(Ledger):
+    """A ledger as it is; `applied` is told after every entry, when the applier takes the entry's events."""
 
-    def __init__(self, limits: Limits, applied: Callable[[Events], None]) -> None:
-        super().__init__(CLUSTER)
-        self.sessions = SessionTable(limits)
+    def __init__(self, ledger: Ledger, applied: Callable[[Events], None]) -> None:
+        super().__init__()
+        self._state = ledger._state
         self._applied = applied
 
     def take_events(self) -> Events:
@@ -115,9 +115,9 @@ class Service:
         self.node, self.plan = node, plan
         self.wall, self.post, self.watcher = wall, post, watcher
         self.state = core.state
-        self.machine = WatchedMachine(plan.limits, self._entry_applied)
+        self.machine = self._new_machine(snapshot.machine)
+        self._watch()
         if snapshot.machine:
-            load_into(self.machine, [snapshot.machine])
             watcher.loaded(node, self.machine)
         self.projector: Any = None  # tests.simulation.projector.Projector, in schedules that have MongoDB
         self.pings = PingBoard()
@@ -273,11 +273,20 @@ class Service:
 
     def load(self, dump: bytes, configuration: bytes) -> None:
         """The machine becomes the one of an installed snapshot."""
-        other = WatchedMachine(self.plan.limits, lambda _events: None)
-        load_into(other, [dump])
-        self.machine.become(other)
+        self.machine.become(self._new_machine(dump))
+        self._watch()
         self.applier.configuration = configuration
         self.watcher.loaded(self.node, self.machine)
+
+    def _new_machine(self, dump: bytes) -> Machine:
+        machine = Machine(CLUSTER)
+        machine.sessions = SessionTable(self.plan.limits)
+        if dump:
+            load_into(machine, [dump])
+        return machine
+
+    def _watch(self) -> None:
+        self.machine.ledger = WatchedLedger(self.machine.ledger, self._entry_applied)
 
     # --- what the parts ask for -------------------------------------------------------------------------
 

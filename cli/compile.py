@@ -58,16 +58,16 @@ def run_compile(place: Path = PLACE) -> int:
     return 0
 
 
-def compile_into(place: Path, stage: Stage, advance: Advance) -> None:
-    """Replaces the directory place by a compiled copy of raft. Raises CompiledError, OSError; what was there
-    before is still there then."""
+def compile_into(place: Path, stage: Stage, advance: Advance, optimise: int = 2) -> None:
+    """Replaces the directory place by a compiled copy of raft. optimise: the C compiler's level; 0 takes half
+    as long. Raises CompiledError, OSError; what was there before is still there then."""
     made = made_of()
     for left_over in place.parent.glob(f".{place.name}-*"):  # of one that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
         work = Path(temporary)
         out = work / "out"
-        _build_apart(work, stage, advance)
+        _build_apart(work, stage, advance, optimise)
         for source in (ROOT / "raft").rglob("*.py"):
             target = out / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,11 +101,11 @@ def _swap(new: Path, place: Path, old: Path) -> None:
         raise
 
 
-def _build_apart(work: Path, stage: Stage, advance: Advance) -> None:
+def _build_apart(work: Path, stage: Stage, advance: Advance, optimise: int) -> None:
     """In a process of its own: the tools print, change directories and exit as they like."""
     stage("reading types", None)
     last: deque[str] = deque(maxlen=_LAST_LINES)
-    command = [sys.executable, "-m", "cli.compile", str(work), str(os.getpid())]
+    command = [sys.executable, "-m", "cli.compile", str(work), str(optimise), str(os.getpid())]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as child:
@@ -125,7 +125,7 @@ def _build_apart(work: Path, stage: Stage, advance: Advance) -> None:
         raise CompiledError(f"compiling failed:\n{''.join(last).rstrip()}")
 
 
-def _build(work: Path) -> None:
+def _build(work: Path, optimise: str) -> None:
     """The compiling process: work/out gets the extensions."""
     try:
         from mypyc.build import mypycify
@@ -136,7 +136,7 @@ def _build(work: Path) -> None:
     extensions = mypycify(
         ["--strict", "--ignore-missing-imports", f"--cache-dir={work / 'types'}"]
         + [f"raft/{name}.py" for name in MODULES],
-        opt_level="2",
+        opt_level=optimise,
         debug_level="0",
         multi_file=True,
         group_name=_GROUP,
@@ -173,5 +173,5 @@ def _use_all_cores(compiler: Any) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(sys.argv[2]))
-    _build(Path(sys.argv[1]))
+    die_with_parent(int(sys.argv[3]))
+    _build(Path(sys.argv[1]), sys.argv[2])

@@ -140,8 +140,13 @@ class Connection:
                 data = data[sent:]
             self._out += data
             self._judge_output()
-        if self.failure is not None:
+        if self._has_failed():
             self.owner.poke(self)
+
+    def _has_failed(self) -> bool:
+        """Looks at failure anew: mypy takes what was None before a call for None after it, and compiled code
+        would insist on that."""
+        return self.failure is not None
 
     def flush(self) -> None:
         """Sends what waits, as far as the socket takes it. Handler thread, when it became writable."""

@@ -71,6 +71,35 @@ def test_compiled_and_interpreted_nodes_are_one_cluster(compiled: Path, tmp_path
         cluster.stop()
 
 
+BROKEN_CLIENT = """
+import socket
+from raft.clients.connection import Connection
+from raft.clients.requests import FastReader, RequestParser
+
+class Owner:
+    subscriptions = None
+    poked = 0
+    def poke(self, connection):
+        self.poked += 1
+
+owner, (ours, theirs) = Owner(), socket.socketpair()
+connection = Connection(ours, "there", 1, owner, RequestParser(1024, FastReader()))
+theirs.close()
+connection.send(b"news")
+print(connection.failure, owner.poked, Connection.__init__)
+"""
+
+
+def test_a_client_that_is_gone_ends_no_node(compiled: Path) -> None:
+    """Found by chaos: the second look at an attribute that had been None before a call was a TypeError, which
+    ended the handler. (`make check` has warn_unreachable since, which names such places.)"""
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_CLIENT],
+        cwd=compiled, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.startswith("sending failed: Broken pipe 1 <slot wrapper"), done.stdout + done.stderr
+
+
 def test_the_simulation_finds_nothing_in_it(compiled: Path) -> None:
     """The compiled core, log, desk and key-value store, in this directory before those of the sources."""
     command = [sys.executable, "-m", "tests.simulation", "--seeds", str(SCHEDULES), "--jobs", "1"]

@@ -53,8 +53,8 @@ def is_current(place: Path = PLACE) -> bool:
 
 def nodes_use_it(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether nodes that are started now, with this environment, run compiled."""
-    wanted = environ.get(VARIABLE, "")
-    return wanted != "0" and is_current(Path(wanted) if wanted else PLACE)
+    place = _place(environ)
+    return place is not None and is_current(place)
 
 
 def use_compiled(environ: Mapping[str, str] = os.environ) -> None:
@@ -63,17 +63,24 @@ def use_compiled(environ: Mapping[str, str] = os.environ) -> None:
 
     Raises CompiledError if the environment names a directory that cannot be used.
     """
-    wanted = environ.get(VARIABLE, "")
-    if wanted == "0" or not (wanted or os.path.lexists(PLACE)):
+    place = _place(environ)
+    if place is None:
         return
-    place = Path(wanted).absolute() if wanted else PLACE
     problem = _problem(place)
     if problem is None:
         sys.path.insert(0, str(place))
-    elif wanted:
+    elif wanted := environ.get(VARIABLE):
         raise CompiledError(f"{VARIABLE}={wanted}: {problem}")
     else:
         print(f"super_node.py: {place}: {problem}; going on without it", file=sys.stderr)
+
+
+def _place(environ: Mapping[str, str]) -> Path | None:
+    """Where to look for a compiled copy; None: nowhere."""
+    wanted = environ.get(VARIABLE)
+    if wanted:
+        return None if wanted == "0" else Path(wanted).absolute()
+    return PLACE if os.path.lexists(PLACE) else None
 
 
 def _problem(place: Path) -> str | None:

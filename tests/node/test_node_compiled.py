@@ -30,6 +30,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def python_in(place: Path, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    """Python where raft is the compiled copy's, and all else the sources'."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=place,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
 def start(cluster: Cluster, node: int, place: Path | None) -> None:
     cluster.start(node, before=("env", f"SUPER_NODE_COMPILED={place or 0}"))
 
@@ -93,31 +106,18 @@ print(connection.failure, owner.poked, Connection.__init__)
 def test_a_client_that_is_gone_ends_no_node(compiled: Path) -> None:
     """Found by chaos: the second look at an attribute that had been None before a call was a TypeError, which
     ended the handler. (`make check` has warn_unreachable since, which names such places.)"""
-    done = subprocess.run(
-        [sys.executable, "-c", BROKEN_CLIENT],
-        cwd=compiled, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = python_in(compiled, "-c", BROKEN_CLIENT)
     assert done.stdout.startswith("sending failed: Broken pipe 1 <slot wrapper"), done.stdout + done.stderr
 
 
 def test_the_simulation_finds_nothing_in_it(compiled: Path) -> None:
     """The compiled core, log, desk and key-value store, in this directory before those of the sources."""
-    command = [sys.executable, "-m", "tests.simulation", "--seeds", str(SCHEDULES), "--jobs", "1"]
     probe = "import raft.core.core, raft.storage.log_store as s; print(raft.core.core.__file__, s.__file__)"
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run(
-        [sys.executable, "-c", probe], cwd=compiled, env=environ, capture_output=True, text=True, timeout=60
-    ).stdout.split()
+    found = python_in(compiled, "-c", probe).stdout.split()
     assert [Path(each).suffix for each in found] == [".so", ".so"], found
     summary = compiled.parent / "summary.json"
-    result = subprocess.run(
-        [*command, "--json", str(summary)],
-        cwd=compiled,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    arguments = ("--seeds", str(SCHEDULES), "--jobs", "1", "--json", str(summary))
+    result = python_in(compiled, "-m", "tests.simulation", *arguments, timeout_s=500)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert re.search(rf"{SCHEDULES} of {SCHEDULES} schedules, 0 failed", result.stdout)
     assert json.loads(summary.read_text())

@@ -1,4 +1,5 @@
-"""`super_node.py compile`: C extensions of the modules that every command goes through, made by mypyc.
+"""`super_node.py compile`: C extensions of the modules that every command goes through, made by mypyc, and
+one of raft/_syscalls.c.
 
 mypyc compiles typed Python, unchanged, to C that calls CPython. What it changes beside speed: arguments and
 attributes are checked against their types at run time (what mypy has proved anyway), compiled classes take no
@@ -31,15 +32,16 @@ MODULES = (
     "clients/batch", "clients/connection", "clients/handler", "clients/requests", "clients/resp",
     "clients/single", "core/core", "core/election", "core/invariants", "core/log", "core/reads",
     "core/reconfiguration", "core/recovery", "core/replication", "core/state", "machine/expiry",
-    "machine/keyvalue", "machine/machine", "machine/versions", "runtime/agreement", "runtime/applier",
-    "runtime/clock", "runtime/desk", "runtime/disk_watch", "runtime/forwarding", "runtime/lanes",
-    "runtime/load", "runtime/passed", "runtime/proposals", "runtime/reads", "runtime/snapshots",
-    "runtime/space", "runtime/status_board", "runtime/turns", "runtime/worker", "storage/entry_cache",
-    "storage/log_store", "storage/outline", "storage/record", "storage/segments", "transport/codec",
-    "transport/frames", "transport/links", "transport/network", "node",
+    "machine/keyvalue", "machine/machine", "machine/scan", "machine/versions", "runtime/agreement",
+    "runtime/applier", "runtime/clock", "runtime/desk", "runtime/disk_watch", "runtime/forwarding",
+    "runtime/lanes", "runtime/load", "runtime/passed", "runtime/pings", "runtime/proposals",
+    "runtime/reads", "runtime/snapshots", "runtime/space", "runtime/status_board", "runtime/turns",
+    "runtime/worker", "storage/entry_cache", "storage/log_store", "storage/outline", "storage/record",
+    "storage/room", "storage/segments", "transport/codec", "transport/frames", "transport/links",
+    "transport/network", "node",
 )  # fmt: skip
 _GROUP = "super_node_compiled"
-_LAST_LINES = 20
+_LAST_LINES = 60
 _NEWS = "@@ "  # begins a line that the compiling process means for the progress bar
 
 
@@ -82,7 +84,10 @@ def compile_into(place: Path, stage: Stage, advance: Advance, optimise: int = 2)
 
 def _try_out(out: Path) -> None:
     """A copy that cannot even be imported replaces nothing."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import raft.node; print(raft.node.__file__)"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import raft._syscalls, raft.node; print(raft.node.__file__)"
+    )
     tried = subprocess.run(
         [sys.executable, "-B", "-c", code, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -129,10 +134,12 @@ def _build(work: Path, optimise: str) -> None:
     """The compiling process: work/out gets the extensions."""
     try:
         from mypyc.build import mypycify
-        from setuptools import Distribution
+        from setuptools import Distribution, Extension
         from setuptools.command.build_ext import build_ext
     except ImportError as error:
         sys.exit(f"it needs mypy and setuptools, which make compile installs: {error}")
+    from raft.syscalls import SHORT_BYTES
+
     extensions = mypycify(
         ["--strict", "--ignore-missing-imports", f"--cache-dir={work / 'types'}"]
         + [f"raft/{name}.py" for name in MODULES],
@@ -141,6 +148,14 @@ def _build(work: Path, optimise: str) -> None:
         multi_file=True,
         group_name=_GROUP,
         target_dir=str(work / "c"),
+    )
+    extensions.append(
+        Extension(
+            "raft._syscalls",
+            ["raft/_syscalls.c"],
+            define_macros=[("SHORT_BYTES", str(SHORT_BYTES))],
+            extra_compile_args=[f"-O{optimise}", "-Wall", "-Wextra", "-Werror"],
+        )
     )
     print(f"{_NEWS}of {sum(len(extension.sources) for extension in extensions)}", flush=True)
     command: Any = build_ext(Distribution({"name": _GROUP, "ext_modules": extensions}))

@@ -19,7 +19,7 @@ PLACE = ROOT / "compiled"
 VARIABLE = "SUPER_NODE_COMPILED"  # 0: run interpreted; a directory: use what is there, or do not start
 MANIFEST = "manifest.json"
 # ledger: mypyc takes its types and constants into the C that it makes of raft; compile.py: what is compiled.
-SOURCES = ("raft/**/*.py", "ledger/**/*.py", "cli/compile.py")
+SOURCES = ("raft/**/*.py", "raft/*.c", "ledger/**/*.py", "cli/compile.py")
 
 
 class CompiledError(Exception):

@@ -35,7 +35,7 @@ from raft.clients.single import BUSY, submit_single
 from raft.clients.transactions import Ask, act, queue_instead, receiver, refused
 from raft.machine.commands import SLOW_READS, CommandSpec, Kind, lookup
 from raft.replies import Error, Reply
-from raft.syscalls import Buffer, WakeUp, receive
+from raft.syscalls import Buffer, WakeUp, receive_bytes
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ READ_BYTES = 65536
 MAX_BATCH_COMMANDS = 1024
 _ROUNDS = 8  # reads or batches of one connection before others get their turn
 _MAX_NEWS = 100_000  # published messages that wait for this thread
+_NEWS_S = 0.005  # how long it delivers some in one turn
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _NO_ROWS: dict[bytes, HotRow] = {}
@@ -158,6 +159,8 @@ class Handler:
     def _turn(self) -> None:
         """Waits for something to happen and sees to all that has."""
         timeout = -1.0 if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
+        if self._news:  # left over by the last turn
+            timeout = 0.0
         for fd, events in self._epoll.poll(timeout):
             if fd == self._wake_up.fd:
                 self._wake_up.clear()
@@ -241,19 +244,19 @@ class Handler:
     def _receive(self, connection: Connection) -> bytes:
         """What one read gives; nothing if nothing was there or the connection is closed now."""
         try:
-            size = receive(connection.sock, self._buffer)
+            data = receive_bytes(connection.sock, self._buffer)
         except (BlockingIOError, InterruptedError):
             connection.waiting = False
             return b""
         except OSError as error:
             log.debug("%r: reading failed: %s", connection, error.strerror)
-            size = 0
-        if not size:
+            data = b""
+        if not data:
             self._close(connection)
             return b""
         # Less than asked for: the kernel has no more, and epoll will tell of what comes later.
-        connection.waiting = connection.hangup or size == READ_BYTES
-        return bytes(self._buffer.view[:size])
+        connection.waiting = connection.hangup or len(data) == READ_BYTES
+        return data
 
     def _execute(self, connection: Connection) -> None:
         """Answers or submits the backlog, up to the first command that must see everything before it done."""
@@ -368,8 +371,11 @@ class Handler:
             for connection in self.subscriptions.subscribers():
                 log.warning("%r: dropped: more than %d messages wait to be published", connection, _MAX_NEWS)
                 self._close(connection)
-        for _ in range(len(self._news)):
+        until = time.monotonic() + _NEWS_S
+        while self._news:
             self.subscriptions.deliver(*self._news.popleft())
+            if time.monotonic() >= until:
+                break  # commands come between: a client may have 10,000 patterns, a close as many messages
 
     def _close(self, connection: Connection) -> None:
         if connection.closed:

@@ -183,9 +183,10 @@ class KeyValue:
             return self._set_with(words[1], words[2], set_options(words[3:]))
         _, key, value = words
         values = self.values
-        if key not in values:
-            self._index.add(key)
+        count = len(values)
         values[key] = value
+        if len(values) != count:  # a new one: told without looking for it twice
+            self._index.add(key)
         self._changed[key] = self.entry
         if self._expires_at:
             self._expires_at.pop(key, None)

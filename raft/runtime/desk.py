@@ -32,11 +32,14 @@ _NEVER = float("inf")
 RETRY_MS = 20.0  # how long a batch waits before it is offered to the same leader again
 
 
+_LETTERS = frozenset({b"R", b"r"})
+
+
 def _may_be_special(batch: Batch) -> bool:
     """False: certainly none of the commands that go round the log, which are RAFT …, each alone. One look
     instead of three at every write."""
     operations = batch.operations
-    return len(operations) == 1 and operations[0][1][0][:1] in b"Rr"
+    return len(operations) == 1 and operations[0][1][0][:1] in _LETTERS
 
 
 class Desk:

@@ -22,6 +22,7 @@ LONGEST_STALL_MS = 16_000.0
 RETRY_MS = 50.0  # after a send that was turned away: there is no connection, or its outbox is full
 CONFIRM_MS = 1000.0  # all is there and the peer loads it: ask so often whether it still has it
 FORGET_MS = 60_000.0  # a peer silent for so long keeps no file open and no log from being compacted
+_NEVER = float("inf")
 
 
 class _Stream:
@@ -51,7 +52,7 @@ class _Stream:
         self.heard_ms = now
         self.patience_ms = patience_ms
         self.due_ms = now + patience_ms
-        self.retry_ms = float("inf")
+        self.retry_ms = _NEVER
         self.go_to(0)
 
     def go_to(self, offset: int) -> None:
@@ -183,9 +184,9 @@ class SnapshotSender:
 
     def next_deadline(self) -> float:
         """Monotonic ms at which tick() has something to do; infinity if never."""
-        return min(
-            (min(stream.due_ms, stream.retry_ms) for stream in self._streams.values()), default=float("inf")
-        )
+        if not self._streams:  # nearly always, and asked for every turn
+            return _NEVER
+        return min(min(stream.due_ms, stream.retry_ms) for stream in self._streams.values())
 
     def progress(self) -> dict[int, tuple[int, int]]:
         """By peer: bytes that it has, bytes in all."""
@@ -195,7 +196,7 @@ class SnapshotSender:
 
     def _pump(self, peer: int, stream: _Stream, now: float) -> None:
         """Send what the window allows."""
-        stream.retry_ms = float("inf")
+        stream.retry_ms = _NEVER
         while size := stream.size_of_next():
             if not self._send(peer, self._message(stream, self._read(stream.info, stream.next, size))):
                 stream.retry_ms = now + RETRY_MS

@@ -12,6 +12,8 @@ from raft.machine.machine import Machine
 from raft.runtime.applier import Applier
 from raft.runtime.install import SnapshotReceiver, SnapshotSender
 
+_NEVER = float("inf")
+
 
 class Installs:
     """Owned by the worker."""
@@ -98,7 +100,7 @@ class Installs:
 
     def next_deadline(self) -> float:
         """Monotonic ms of when advance() has something to do; infinity if nothing is under way."""
-        return self._sender.next_deadline() if self._state.role is Role.LEADER else float("inf")
+        return self._sender.next_deadline() if self._state.role is Role.LEADER else _NEVER
 
     def close(self) -> None:
         """The node stops. Waits for a load under way, a few seconds at most."""

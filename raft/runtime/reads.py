@@ -21,12 +21,15 @@ _NEVER = float("inf")
 _deadline = itemgetter(0)
 
 
+_SLOW_LETTERS = frozenset({b"K", b"k", b"R", b"r"})  # b"K" in b"KkRr" makes an exception first
+
+
 def is_slow(batch: Batch) -> bool:
     """Whether the batch is a read that goes through everything there is; handlers send those alone."""
     operations = batch.operations
     return (
         len(operations) == 1
-        and operations[0][1][0][:1] in b"KkRr"
+        and operations[0][1][0][:1] in _SLOW_LETTERS
         and operations[0][1][0].upper() in SLOW_READS
     )
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from raft.syscalls import Buffer, signal_eventfd
+from raft.syscalls import Buffer, poll_now, signal_eventfd
 from raft.transport.acceptor import Acceptor, listen
 from raft.transport.admission import Credentials
 from raft.transport.codec import MessageCodec, MessageError
@@ -184,7 +184,9 @@ class PeerNetwork:
         if self._unflushed:
             self.flush()
         self._asleep = True
-        events = self._epoll.poll(0 if self._woken else max(0.0, timeout_s))  # below 0 is for ever
+        events = (
+            poll_now(self._epoll) if self._woken else self._epoll.poll(max(0.0, timeout_s))
+        )  # below 0: for ever
         self._asleep = False
         self._woken = False
         messages: list[tuple[int, PeerMessage]] = []

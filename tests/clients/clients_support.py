@@ -153,7 +153,7 @@ def resp(*words: bytes) -> bytes:
 class Harness:
     """A server on a free port, its backend, and connections that are closed in the end."""
 
-    def __init__(self, backend: DictBackend | None = None, **limits: int) -> None:
+    def __init__(self, backend: DictBackend | None = None, handlers: int = 1, **limits: int) -> None:
         self.backend = backend or DictBackend()
         self.fatal: list[tuple[str, BaseException]] = []
         settings = Settings(limits=LimitSettings(**limits))
@@ -162,6 +162,7 @@ class Harness:
             settings,
             "127.0.0.1",
             0,
+            handlers,
             on_fatal=lambda name, error: self.fatal.append((name, error)),
         )
         self.server.start()

@@ -87,6 +87,38 @@ def test_reset_ends_subscriptions_and_resp3(harness: Harness) -> None:
     assert all(handler.subscriptions.counts() == (0, 0) for handler in harness.server._handlers)
 
 
+def test_commands_come_between_many_messages(harness: Harness) -> None:
+    """A close publishes thousands; a client with thousands of patterns makes each of them long."""
+    wire, other = harness.pair(), harness.pair()
+    patterns = [b"*a*b*c%d" % n for n in range(5000)]
+    wire.send(resp(b"PSUBSCRIBE", *patterns))
+    for _ in patterns:
+        for _ in range(6):
+            wire.line()
+    for _ in range(1000):
+        harness.server.publish("a" * 50, "x")
+    for _ in range(5):
+        other.send(resp(b"PING"))
+        other.expect(b"+PONG\r\n")
+    (handler,) = harness.server._handlers
+    assert handler._news, "all messages were matched before the commands"
+
+
+def test_the_subscribers_of_all_handlers_hear() -> None:
+    harness = Harness(handlers=2)
+    try:
+        wires = [harness.pair(), harness.pair()]
+        for wire in wires:
+            wire.send(resp(b"SUBSCRIBE", b"c"))
+            wire.expect(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n")
+        assert [handler.load for handler in harness.server._handlers] == [1, 1]
+        harness.server.publish("c", "x")
+        for wire in wires:
+            wire.expect(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nx\r\n")
+    finally:
+        harness.close()
+
+
 def test_every_subscriber_hears_everything_in_order_while_commands_run(harness: Harness) -> None:
     wires = [harness.connect() for _ in range(20)]
     for wire in wires:

@@ -168,7 +168,7 @@ def test_a_client_that_does_not_read_is_not_read_from(harness: Harness) -> None:
     assert taken < 200
     wire.send(resp(b"PING"))
     other = harness.pair()
-    for _ in range(100):  # time for both handlers to do wrong
+    for _ in range(100):  # time for the handler to do wrong
         other.send(resp(b"INCR", b"n"))
         other.line()
     assert sum(harness.backend.batches) == taken + 100

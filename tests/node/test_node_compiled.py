@@ -26,7 +26,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     told: list[int] = []
     compile_into(place, lambda _what, _total: None, told.append, optimise=0)
     assert sum(told) > len(MODULES), "the bar did not move"
-    assert len(list(place.rglob("*.so"))) == len(MODULES) + 1
+    assert len(list(place.rglob("*.so"))) == len(MODULES) + 2  # what they share, and raft/_syscalls.c
     return place
 
 
@@ -108,6 +108,22 @@ def test_a_client_that_is_gone_ends_no_node(compiled: Path) -> None:
     ended the handler. (`make check` has warn_unreachable since, which names such places.)"""
     done = python_in(compiled, "-c", BROKEN_CLIENT)
     assert done.stdout.startswith("sending failed: Broken pipe 1 <slot wrapper"), done.stdout + done.stderr
+
+
+THE_TESTS_OF_SYSCALLS = """
+import sys
+import pytest, raft._syscalls, raft.syscalls
+assert raft.syscalls.send is raft._syscalls.send
+sys.exit(pytest.main(["-p", "no:cacheprovider", "-q", sys.argv[1]]))
+"""
+
+
+def test_the_system_calls_in_c_are_those_of_python(compiled: Path) -> None:
+    """All that is tested of raft/syscalls.py, of raft/_syscalls.c."""
+    done = python_in(
+        compiled, "-c", THE_TESTS_OF_SYSCALLS, str(ROOT / "tests/transport/test_transport_syscalls.py")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_simulation_finds_nothing_in_it(compiled: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import socket
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raft.syscalls import SHORT_BYTES, Buffer, receive, send, signal_eventfd
+from raft.syscalls import SHORT_BYTES, Buffer, poll_now, receive, receive_bytes, send, signal_eventfd
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -39,6 +40,61 @@ def test_no_more_is_taken_than_was_asked_for_or_fits(pair: Pair) -> None:
     assert bytes(buffer.view) == bytes(range(11, 19))
 
 
+def test_bytes_come_in_pieces_of_the_buffer(pair: Pair) -> None:
+    buffer = Buffer(8)
+    send(pair[0], bytes(range(12)))
+    first = receive_bytes(pair[1], buffer)
+    assert (first, receive_bytes(pair[1], buffer)) == (bytes(range(8)), bytes(range(8, 12)))
+    assert first == bytes(range(8)), "it is a copy: the buffer is used again"
+    with pytest.raises(BlockingIOError):
+        receive_bytes(pair[1], buffer)
+
+
+class Wrapped(socket.socket):
+    """Not plain: stands for TLS, whose bytes only its own methods know."""
+
+    def send(self, data: object, flags: int = 0) -> int:
+        assert isinstance(data, bytes)
+        return super().send(bytes(reversed(data)), flags)
+
+    def recv_into(self, buffer: object, nbytes: int = 0, flags: int = 0) -> int:
+        assert isinstance(buffer, memoryview)
+        size = super().recv_into(buffer, nbytes, flags)
+        buffer[:size] = bytes(reversed(buffer[:size]))
+        return size
+
+
+def test_a_socket_that_is_not_plain_is_asked_itself(pair: Pair) -> None:
+    with Wrapped(fileno=os.dup(pair[0].fileno())) as wrapped:
+        wrapped.setblocking(False)
+        buffer = Buffer(8)
+        assert send(wrapped, b"abc") == 3
+        assert receive_bytes(pair[1], buffer) == b"cba"
+        send(pair[1], b"123456789")
+        assert receive(wrapped, buffer, 2) == 2 and bytes(buffer.view[:2]) == b"21"
+        assert receive_bytes(wrapped, buffer) == b"9876543"
+        with pytest.raises(BlockingIOError):
+            receive(wrapped, buffer)
+
+
+def test_what_is_no_bytes_is_not_sent(pair: Pair) -> None:
+    with pytest.raises((TypeError, ctypes.ArgumentError)):
+        send(pair[0], "text")  # type: ignore[arg-type]
+
+
+def test_a_poll_tells_what_is_ready_and_does_not_wait(pair: Pair) -> None:
+    with select.epoll() as epoll:
+        for sock in pair:
+            epoll.register(sock, select.EPOLLIN)
+        assert poll_now(epoll) == []
+        send(pair[0], b"x")
+        assert poll_now(epoll) == [(pair[1].fileno(), select.EPOLLIN)]
+        send(pair[1], b"x")
+        assert {fd for fd, _ in poll_now(epoll)} == {sock.fileno() for sock in pair}
+    with pytest.raises((OSError, ValueError)):
+        poll_now(epoll)
+
+
 def test_a_full_socket_takes_a_part_then_nothing(pair: Pair) -> None:
     taken = 0
     with pytest.raises(BlockingIOError):
@@ -61,13 +117,19 @@ def test_more_than_a_little_goes_the_way_of_the_socket(pair: Pair) -> None:
 def test_a_peer_that_is_gone_is_an_error_and_no_signal(pair: Pair) -> None:
     pair[1].close()
     assert receive(pair[0], Buffer(10)) == 0
+    assert receive_bytes(pair[0], Buffer(10)) == b""
     with pytest.raises(BrokenPipeError):
         send(pair[0], b"x")
 
 
 def test_a_closed_socket_is_an_error(pair: Pair) -> None:
     pair[0].close()
-    for call in (lambda: send(pair[0], b"x"), lambda: receive(pair[0], Buffer(10))):
+    buffer = Buffer(10)
+    for call in (
+        lambda: send(pair[0], b"x"),
+        lambda: receive(pair[0], buffer),
+        lambda: receive_bytes(pair[0], buffer),
+    ):
         with pytest.raises(OSError, match="Bad file descriptor"):
             call()
 

@@ -39,6 +39,14 @@ class InFlight:
     clients: int  # places in Load that they hold
 
 
+def _size(args: list[bytes]) -> int:
+    """Bytes that a command takes in an entry, about: many empty words are large, too."""
+    size = WORD_BYTES * len(args)
+    for word in args:  # compiled, a third of the time of sum(map(…))
+        size += len(word)
+    return size
+
+
 class Proposals:
     """Owned by the worker. Everything in it belongs to one leadership: fail_all() ends it."""
 
@@ -59,7 +67,7 @@ class Proposals:
             self._commands.append(args)
             self._waiters.append((batch, 0, 1))
             self._clients += weight
-            self._bytes += sum(map(len, args)) + WORD_BYTES * len(args)
+            self._bytes += _size(args)
             if self._bytes >= MAX_ENTRY_BYTES or self._clients >= MAX_ENTRY_COMMANDS:
                 self.flush(now, at_ms)
             return
@@ -67,7 +75,7 @@ class Proposals:
         size, room = self._bytes, (MAX_ENTRY_COMMANDS - self._clients) // weight
         for _, args in operations:
             self._commands.append(args)
-            size += sum(map(len, args)) + WORD_BYTES * len(args)  # many empty words are large, too
+            size += _size(args)
             stop += 1
             if size >= MAX_ENTRY_BYTES or stop - start >= room:
                 self._wait(batch, start, stop)

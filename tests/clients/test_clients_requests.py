@@ -278,7 +278,7 @@ tokens = st.sampled_from(
 @example(b"*1\r\n$1\r\na\r\n$0\r\n\r\n")
 @example(b"*1\r\n$1\r\na\r\n$4\r\nPING\r\n")
 @given(st.lists(tokens | st.binary(max_size=6), max_size=12).map(b"".join))
-def test_hiredis_and_the_strict_reader_agree_on_anything(data: bytes) -> None:
+def test_the_fast_and_the_strict_reader_agree_on_anything(data: bytes) -> None:
     """The fast way may decline; what it takes must be what the strict reader takes."""
     expected, text = _strictly(data)
     assert parse_all(data) == (expected, text)
@@ -304,6 +304,22 @@ def _strictly(data: bytes) -> tuple[list[list[bytes]], str | None]:
 @given(st.lists(st.binary(max_size=200), max_size=20))
 def test_encoded_length(args: list[bytes]) -> None:
     assert encoded_length(args) == len(resp(*args))
+
+
+def test_the_fast_reader_declines_what_only_looks_like_words() -> None:
+    """A word with a line break shifts the pieces; a wrong length shows when it is written again."""
+    fast = FastReader()
+    good = resp(b"SET", b"k", b"v")
+    for odd in (resp(b"SET", b"k", b"a\r\nb"), good.replace(b"$1", b"$2"), good.replace(b"$3", b"$03")):
+        assert fast.read(odd, 9, MAX) == ([], 0)
+        assert fast.read(good + odd, 9, MAX) == ([], 0)
+    no_array = (b"*0\r\n", b"*-1\r\n", b"PING\r\n", b"\r\n", good.replace(b"*3", b"*03"))
+    for odd in (*no_array, good[:-1], good[:-2]):
+        assert fast.read(odd, 9, MAX) == ([], 0)
+        assert fast.read(good + odd, 9, MAX) == ([[b"SET", b"k", b"v"]], len(good))
+    long = resp(*([b"w"] * 128))
+    assert fast.read(long, 99, MAX) == ([[b"w"] * 128], len(long))
+    assert fast.read(long, 9, MAX) == ([], 0), "it looks no farther than nine usual commands reach"
 
 
 def test_the_fast_reader_does_take_ordinary_pipelines() -> None:

@@ -50,7 +50,7 @@ def parse(data: bytes, cuts: list[int], fast: FastReader, limit: int) -> tuple[l
 
 
 def resp(data: bytes) -> None:
-    """Requests: the same commands and error however cut, with hiredis or without."""
+    """Requests: the same commands and error however cut, by the fast reader or without."""
     feed = Feed(data)
     flags = feed.byte()
     cuts = [feed.byte() << 8 | feed.byte() for _ in range(flags >> 6)]

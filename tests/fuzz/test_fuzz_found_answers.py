@@ -54,8 +54,9 @@ def test_no_transaction_makes_an_answer_of_any_size(large: Large) -> None:
 
 
 @pytest.mark.parametrize("mark", [b"*", b">", b"%", b"~", b"|"])
-def test_no_count_makes_hiredis_allocate(mark: bytes) -> None:
-    """Behind a bulk string that does not end in CRLF a count had slipped past the check: gigabytes."""
+def test_no_count_makes_a_reader_allocate(mark: bytes) -> None:
+    """When hiredis read requests, a count behind a bulk string that does not end in CRLF had slipped past the
+    check: gigabytes."""
     stream = b"*2\r\n$1\r\naXX" + mark + b"100000000\r\n"
     tracemalloc.start()
     try:
@@ -68,7 +69,7 @@ def test_no_count_makes_hiredis_allocate(mark: bytes) -> None:
 
 @pytest.mark.parametrize("odd", [b"+OK\r\n", b"(12\r\n", b"=5\r\ntxt:x\r\n"])
 def test_a_status_is_no_word(odd: bytes) -> None:
-    """The same place: hiredis took +OK for the second word, the other parser for an error."""
+    """The same place: hiredis had taken +OK for the second word, the other parser for an error."""
     stream = b"*2\r\n$3\r\nGETXX" + odd
     commands, error = parse(stream, [], FastReader(), 10)
     assert commands == [] and error is not None and "expected '$'" in error

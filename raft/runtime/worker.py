@@ -163,6 +163,7 @@ class Worker:
 
     def turn(self, received: list[tuple[int, PeerMessage]]) -> None:
         """One turn: events in, effects out, answers."""
+        self.storage.log.check_alive()
         now = self.clock.monotonic_ms()
         at_ms = self._log_clock.stamp(now, self.machine.at_ms)
         if now - self.now > self.core.state.options.election_timeout_min_ms:

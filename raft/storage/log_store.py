@@ -130,7 +130,7 @@ class LogStore:
         DiskFullError (the log is as before, try again later), InvariantViolation (entries do not follow; the
         log is as before) or StorageError (the store is dead).
         """
-        self._check_alive()
+        self.check_alive()
         if not entries:
             return
         self._check_follows(entries)
@@ -146,7 +146,7 @@ class LogStore:
 
         Raises StorageError; a failed fsync is never tried again.
         """
-        self._check_alive()
+        self.check_alive()
         if self._dirty:
             self._sync_dirty() if self._fsync else self._leave_dirty()
         self._durable_index = self._last_index
@@ -157,7 +157,7 @@ class LogStore:
         from_index = last_index + 1 only syncs. Raises InvariantViolation for an index outside the log,
         StorageError (the store is dead).
         """
-        self._check_alive()
+        self.check_alive()
         in_log = self.first_index <= from_index <= self._last_index + 1
         require(in_log, f"truncation from {from_index}, log is {self.first_index} to {self._last_index}")
         if from_index <= self._last_index:
@@ -177,7 +177,7 @@ class LogStore:
         more could go. Nothing changes for an upto_index before the log. Raises InvariantViolation for one
         behind it, StorageError (the store is dead).
         """
-        self._check_alive()
+        self.check_alive()
         require(upto_index <= self._last_index, f"prefix to {upto_index}, log ends at {self._last_index}")
         removed = 0
         while len(self._segments) > 1 and self._segments[0].last_index <= upto_index:
@@ -193,7 +193,7 @@ class LogStore:
         The log goes on at index + 1; a crash in here is put right by the next open. Raises StorageError (the
         store is dead).
         """
-        self._check_alive()
+        self.check_alive()
         self._reader.close()
         try:
             remove_all(self._disk, self._directory, self._segments)
@@ -267,7 +267,9 @@ class LogStore:
 
     # --- writing
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raises StorageError if a write, a sync or the thread that makes files ahead has failed. Cheap,
+        for every turn: else a node that writes nothing would outlive a fault."""
         if self._preparer is not None and self._preparer.failure is not None and self._failure is None:
             self._failure = self._preparer.failure
         if self._failure is not None:
@@ -349,7 +351,7 @@ class LogStore:
         file = None
         if self._preparer is not None and size == self._segment_bytes:
             file = self._preparer.take()
-            self._check_alive()
+            self.check_alive()
         return file or segments.new_file(self._disk, self._directory / "prealloc-now.tmp", size)
 
     def _drop_first(self) -> None:

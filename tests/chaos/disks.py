@@ -130,7 +130,7 @@ class FailingSync(Fault):
     def _revive_soon(self) -> None:
         """A node that is on its way down is waited for; one that goes on need not end any more."""
         try:
-            self.cluster.processes[self.node].wait(0.5)
+            self.cluster.processes[self.node].wait(1.0)  # the worker looks twice a second
         except subprocess.TimeoutExpired:
             if "fatal in thread" in self.cluster.log_of(self.node)[self._logged :]:
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -73,6 +73,7 @@ class MemoryLog:
         self.events = events
         self.on_append: Callable[[], None] = lambda: None  # may raise, as a disk does
         self.on_sync: Callable[[], None] = lambda: None
+        self.check_alive: Callable[[], None] = lambda: None
 
     first_index = 1
 

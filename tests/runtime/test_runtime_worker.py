@@ -171,6 +171,19 @@ def test_a_first_turn_long_after_the_start() -> None:
     assert bench.network.take(ForwardReply, 2)
 
 
+def test_a_fault_in_another_thread_of_the_log_ends_a_worker_that_writes_nothing() -> None:
+    """Found by chaos: a node without a leader went on for 5 s after its disk had failed a sync."""
+    bench = Bench()
+    bench.turn()
+
+    def fail() -> None:
+        raise StorageError("the segment preparer failed")
+
+    bench.storage.log.check_alive = fail
+    with pytest.raises(StorageError):
+        bench.turn()
+
+
 # --- a full disk --------------------------------------------------------------------------------------
 
 

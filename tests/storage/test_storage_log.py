@@ -329,8 +329,23 @@ def test_an_exception_in_the_preparer_reaches_the_worker() -> None:
     store = open_store(disk, segment_bytes=300, prepare_ahead=True)
     with pytest.raises(StorageError, match="segment preparer failed"):
         store.append(make_entries(1, 40))  # needs the second file
+    for call in (store.sync, store.check_alive):
+        with pytest.raises(StorageError, match="segment preparer failed"):
+            call()
+    store.close()
+
+
+def test_a_fault_of_the_preparer_is_seen_without_a_write() -> None:
+    disk = make_disk()
+    disk.fail("fdatasync", 5, name="prealloc-2")
+    store = open_store(disk, segment_bytes=300, prepare_ahead=True)
+    store.check_alive()
+    store.append(make_entries(1, 3))  # takes the first file: the second is made
+    preparer = store._preparer
+    assert preparer is not None
+    preparer._thread.join(10)
     with pytest.raises(StorageError, match="segment preparer failed"):
-        store.sync()
+        store.check_alive()
     store.close()
 
 

@@ -24,6 +24,7 @@ class Follower(threading.Thread):
         self.book = Book(client.name, leaves=self.leaves)
         self.rest, self.resting = threading.Event(), threading.Event()
         self._looked = self._unsure_until = 0.0  # until then a JOIN of unknown outcome may still happen
+        self._away = False  # it has left, and no answer has told that it is back
         self._looking = threading.Lock()  # the judge looks, too, while the follower rests
 
     def run(self) -> None:
@@ -71,6 +72,7 @@ class Follower(threading.Thread):
         reply = self._try(words)
         code = code_of(reply)
         if reply is not None and not code:
+            self._away = False
             self.book.reported.add(interval)
             if self.client.rng.random() < 0.1:
                 self.client.hang_up()
@@ -90,6 +92,8 @@ class Follower(threading.Thread):
         joined = self._try(["FOLLOWER", "JOIN", self.name, "1.0"])
         if joined is None:
             self._unsure_until = time.monotonic() + 30
+        elif not code_of(joined):
+            self._away = False
         if code_of(joined) not in ("", "BANNED"):
             self._wrong(f"JOIN answered {joined}")
 

@@ -49,6 +49,8 @@ class Pest(Follower):
         return reply
 
     def _spam(self, interval: int) -> None:
+        if self._away:
+            return  # to who has left every answer is NOFOLLOWER
         for _ in range(10):
             reply = self._expect(
                 ["FOLLOWER", "REPORT", self.name, interval + 1000, "early"], "NOTURN", "BANNED"
@@ -74,6 +76,7 @@ class Pest(Follower):
         self.book.banned_until.append((current, int(until)))
 
     def _absence(self) -> None:
+        self._away = True
         if self._settle(["FOLLOWER", "LEAVE", self.name]) is None:
             return
         gone = self._current()

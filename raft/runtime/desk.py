@@ -65,7 +65,7 @@ class Desk:
         self._state = core.state
         self._wake = wake
         self.load = Load(max_pending)
-        self.proposals = Proposals(core, self.load)
+        self.proposals = Proposals(core, self.load, self._take_back)
         self.reads = Reads(core, machine, self.load, first_request_id, self._hold, lease_ended)
         membership = Membership(core, self.load, heard_identities, new_cluster_id)
         self.control = Control(core, self.load, membership)
@@ -201,6 +201,11 @@ class Desk:
                 self._retry_at = self._now + RETRY_MS
             self._held.append((deadline, batch))
             self._held_under = (self._state.term, self._state.leader_id)
+
+    def _take_back(self, batch: Batch) -> None:
+        """Nothing of it is in the log: it is for the next leader, who may be known already."""
+        self._hold(self._now + self._hold_ms, batch)
+        self._held_under = (0, None)
 
     def _refuse(self, batch: Batch, error: Error) -> None:
         batch.fail(error)

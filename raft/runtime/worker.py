@@ -241,7 +241,7 @@ class Worker:
         wait_ms = min(LONGEST_WAIT_S * 1000, deadline + 1 - now)
         if self.core.state.role is Role.LEADER and self.turns.established:
             wait_ms = min(wait_ms, max(self.turns.next_due_ms() - self.clock.wall_ms(), 1.0))
-        return max(wait_ms, 0.0) / 1000
+        return max(min(wait_ms, 1.0) if self.desk.proposals.gathering else wait_ms, 0.0) / 1000
 
     def _receive(self, sender: int, message: PeerMessage) -> None:
         try:

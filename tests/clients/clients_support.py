@@ -76,7 +76,11 @@ class DictBackend:
         while (batch := self._queue.get()) is not None:
             self.gate.wait()
             for slot, args in batch.operations:
-                batch.answer(slot, self.execute(args))
+                try:
+                    reply = self.execute(args)
+                except ValueError as error:  # a number that is none, a key without a value
+                    reply = Error(f"ERR {error!r}")
+                batch.answer(slot, reply)
 
     def execute(self, args: list[bytes]) -> Reply:
         name = args[0].upper()

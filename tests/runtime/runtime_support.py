@@ -406,7 +406,7 @@ class Bench:
         """Node 2 acknowledges until nothing is left to commit, apply or propose."""
         for _ in range(20):
             self.ack()
-            if self.machine.applied_index == self.state.log.last_index:
+            if self.machine.applied_index == self.state.log.last_index and not self.desk.proposals.gathering:
                 return
         raise AssertionError("it does not come to rest")
 

@@ -11,7 +11,8 @@ from raft.core.entry import Entry, EntryKind
 from raft.core.messages import AppendEntries, AppendEntriesResponse
 from raft.runtime import proposals as proposals_module
 from raft.runtime.applier import COMMANDS_PER_TURN
-from raft.runtime.proposals import MAX_ENTRY_BYTES, MAX_ENTRY_COMMANDS
+from raft.runtime.proposals import GATHER_MS, MAX_ENTRY_BYTES, MAX_ENTRY_COMMANDS
+from raft.transport.node_messages import Forward, ForwardReply
 
 
 def test_all_that_arrives_in_a_turn_is_one_entry_and_one_sync() -> None:
@@ -28,6 +29,97 @@ def test_all_that_arrives_in_a_turn_is_one_entry_and_one_sync() -> None:
     assert sorted(waiter.answers[1] for waiter in waiters if waiter.answers) == sorted(
         b":%d\r\n" % (3 + 2 * i) for i in range(10)
     )
+
+
+def led() -> Bench:
+    """It leads, and nothing of it is on its way."""
+    bench = Bench()
+    bench.lead()
+    bench.turn()
+    bench.settle()
+    return bench
+
+
+def test_while_an_entry_is_on_its_way_commands_gather() -> None:
+    """Those whom it answers join them; two entries would cost twice the syncs and messages."""
+    bench = led()
+    first = bench.ask([b"INCR", b"n"])
+    before = len(bench.logged())
+    assert bench.worker._wait_s() > 0.001
+    second = bench.ask([b"INCR", b"n"])
+    assert len(bench.logged()) == before and bench.worker._wait_s() == 0.001
+    bench.ack()
+    assert (first.answer, second.answer, len(bench.logged())) == (b":1\r\n", None, before)
+    third = bench.ask([b"INCR", b"n"])
+    assert bench.logged()[before:] == [[[b"INCR", b"n"], [b"INCR", b"n"]]]
+    bench.settle()
+    assert (second.answer, third.answer) == (b":2\r\n", b":3\r\n")
+
+
+def test_they_gather_for_a_moment_only() -> None:
+    """So that a client of a leader with distant peers does not wait for two round trips."""
+    bench = led()
+    bench.ask([b"INCR", b"n"])
+    before = len(bench.logged())
+    bench.ask([b"INCR", b"n"])
+    bench.turn(after_ms=GATHER_MS / 2)
+    assert len(bench.logged()) == before
+    bench.turn(after_ms=GATHER_MS / 2)
+    assert len(bench.logged()) == before + 1
+
+
+def test_commands_of_the_leader_itself_do_not_wait_and_take_along_who_does() -> None:
+    bench = led()
+    bench.ask([b"INCR", b"n"])
+    before = len(bench.logged())
+    bench.ask([b"INCR", b"n"])
+    bench.desk.proposals.add_system([b"~PROJECTED", b"0"])
+    bench.turn()
+    assert bench.logged()[before:] == [[[b"INCR", b"n"], [b"~PROJECTED", b"0"]]]
+
+
+def test_what_gathered_goes_to_the_next_leader() -> None:
+    """Of what no entry holds nobody needs to hear CLUSTERDOWN; who forwarded it offers it again himself."""
+    bench = led()
+    logged = bench.ask([b"INCR", b"n"])
+    bench.turn((3, passed_on(5, [b"INCR", b"n"])))
+    gathered = bench.ask([b"SET", b"a", b"1"], [b"GET", b"a"])
+    bench.network.take(Forward, 2)
+    bench.follow(2, term=bench.state.term + 1)
+    assert is_error(logged.answer, "INDETERMINATE") and gathered.answers is None
+    (refused,) = bench.network.take(ForwardReply, 3)
+    assert refused.error is not None and refused.error.startswith("CLUSTERDOWN")
+    bench.turn(after_ms=1)
+    (forward,) = bench.network.take(Forward, 2)
+    assert forward.commands == [[b"SET", b"a", b"1"], [b"GET", b"a"]]
+    bench.turn((2, ForwardReply(forward.request_id, [b"+OK\r\n", b"$1\r\n1\r\n"])))
+    assert gathered.answers == [b"+OK\r\n", b"$1\r\n1\r\n"]
+    assert bench.desk.load.taken == 0
+
+
+def test_what_gathered_before_a_transfer_goes_to_its_target() -> None:
+    bench = led()
+    bench.ask([b"INCR", b"n"])
+    gathered = bench.ask([b"INCR", b"n"])
+    before = len(bench.logged())
+    assert bench.core.transfer(2, bench.clock.now) is None
+    bench.turn(after_ms=GATHER_MS)
+    assert len(bench.logged()) == before and gathered.answer is None
+    bench.follow(2, term=bench.state.term + 1)
+    bench.turn(after_ms=1)
+    (forward,) = bench.network.take(Forward, 2)
+    assert forward.commands == [[b"INCR", b"n"]]
+
+
+def test_half_of_a_batch_that_is_in_the_log_is_not_offered_again() -> None:
+    bench = led()
+    half = b"v" * (MAX_ENTRY_BYTES - 100)
+    waiter = bench.submit([b"SET", b"a", half], [b"SET", b"b", half], [b"GET", b"a"])
+    bench.turn()
+    bench.follow(2, term=bench.state.term + 1)
+    assert waiter.answers is not None and is_error(waiter.answers[0], "INDETERMINATE")
+    assert is_error(waiter.answers[2], "CLUSTERDOWN")
+    assert bench.desk.load.taken == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from runtime_support import TIMEOUT_MAX, Bench, Waiter
 
 from raft.core.messages import AppendEntriesResponse
 from raft.runtime.errors import NO_SPACE
+from raft.runtime.proposals import GATHER_MS
 from raft.transport.node_messages import Forward, ForwardReply
 
 SET, GET = [b"SET", b"a", b"1"], [b"GET", b"a"]
@@ -38,6 +39,7 @@ def test_a_leader_refuses_writes_while_a_majority_has_no_space() -> None:
     full(bench, 2)
     assert not bench.worker.space.blocked, "2 of 3 have space"
     taken = bench.ask(SET)
+    bench.turn(after_ms=GATHER_MS)
     full(bench, 2, 3)
     last = bench.state.log.last_index
     assert refused(bench.ask(SET))

@@ -8,7 +8,7 @@ import pytest
 from runtime_support import INTERVAL_MS, TIMEOUT_MIN, Bench, passed_on
 
 from raft.config import Member
-from raft.runtime.proposals import MAX_ENTRY_BYTES
+from raft.runtime.proposals import GATHER_MS, MAX_ENTRY_BYTES
 from raft.transport.node_messages import Pong
 
 
@@ -54,6 +54,7 @@ def test_term_is_the_first_command_of_every_leadership() -> None:
 def test_term_comes_before_a_command_forwarded_in_the_turn_of_the_election(size: int) -> None:
     bench = Bench()
     bench.win((3, passed_on(7, [b"SET", b"a", b"v" * size])))
+    bench.turn(after_ms=GATHER_MS)
     names = [command[0] for commands in bench.written() for command in commands]
     assert names == [b"~TERM", b"SET"]
     bench.settle()

@@ -99,10 +99,9 @@ class Desk:
         self._wake()
         return True
 
-    @property
-    def waits(self) -> bool:
-        """Whether a turn would find something to route."""
-        return bool(self._inbox or self._held)
+    def wants_a_turn(self, now: float) -> bool:
+        """Whether a turn would find something to route, or to propose. now: monotonic ms."""
+        return bool(self._inbox or self._held) or self.proposals.due(now)
 
     # --- one turn -------------------------------------------------------------------------------------
 
@@ -240,6 +239,7 @@ class Desk:
         forwarded command would be. now, waited_ms: monotonic ms, how long the wait has lasted.
         """
         self._now = now
+        self.proposals.give_back()
         while self._inbox:
             self._hold(now + self._hold_ms, self._inbox.popleft())
         self.expire()

@@ -84,6 +84,7 @@ class Proposals:
             self._bytes += _size(args)
             if self._bytes >= MAX_ENTRY_BYTES or self._clients >= MAX_ENTRY_COMMANDS:
                 self._propose(now, at_ms)
+                self._urgent = True  # what this turn still brings shares the sync
             return
         start = stop = 0
         size, room = self._bytes, (MAX_ENTRY_COMMANDS - self._clients) // weight
@@ -94,6 +95,7 @@ class Proposals:
             if size >= MAX_ENTRY_BYTES or stop - start >= room:
                 self._wait(batch, start, stop)
                 self._propose(now, at_ms)
+                self._urgent = True
                 start, size, room = stop, 0, MAX_ENTRY_COMMANDS // weight
         if start < stop:
             self._bytes = size
@@ -114,12 +116,23 @@ class Proposals:
         """Whether commands wait for others: flush() shall come again soon."""
         return bool(self._commands)
 
+    def due(self, now: float) -> bool:
+        """Whether flush() would propose something. now: monotonic ms."""
+        return bool(self._commands) and (not self._inflight or self._urgent or now >= self._gather_until)
+
     def flush(self, now: float, at_ms: int) -> None:
         """Propose what has gathered as one entry, stamped at_ms (wall clock, ms), unless more may join it.
         now: monotonic ms. Once a turn."""
-        if not self._commands or (self._inflight and not self._urgent and now < self._gather_until):
-            return
-        self._propose(now, at_ms)
+        if self.due(now):
+            self._propose(now, at_ms)
+        elif not self._commands:
+            self._urgent = False
+
+    def give_back(self) -> None:
+        """The worker waits in mid-turn, nobody knows how long: whoever gathers may be told so in time."""
+        waiters = self._waiters
+        self._forget_gathered()
+        self._give_back(waiters)
 
     def _propose(self, now: float, at_ms: int) -> None:
         index = self._core.propose([encode_batch(at_ms, self._commands)], now)

@@ -213,7 +213,7 @@ class Worker:
             now >= min(self._next_expiry_check_ms, self.core.state.heartbeat_due_ms)
             or self.applier.behind
             or self._posted
-            or self.desk.waits
+            or self.desk.wants_a_turn(now)
             or self.space.blocked
             or not self.core.at_rest()
         ):

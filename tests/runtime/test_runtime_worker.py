@@ -229,6 +229,29 @@ def test_a_full_disk_is_waited_out_and_nothing_is_lost(monkeypatch: pytest.Monke
     assert not bench.worker.disk_wait.number
 
 
+def test_who_gathers_does_not_hang_while_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another entry is written meanwhile, such as a change of the members."""
+    bench = Bench()
+    bench.lead()
+    bench.turn()
+    bench.settle()
+    bench.ask(SET)
+    gathering = bench.submit([b"SET", b"b", b"1"])
+    disk = FullDisk(bench, monkeypatch, tries=20)
+    assert bench.core.propose([encode(bench.at_ms, [SET])], bench.clock.now) is not None
+    told_at: list[float] = []
+
+    def look() -> None:
+        if gathering.answer is not None:
+            told_at.append(bench.clock.now)
+
+    disk.while_waiting = look
+    started_at = bench.clock.now
+    bench.turn()
+    assert is_error(gathering.answer, "CLUSTERDOWN")
+    assert told_at[0] <= started_at + TIMEOUT_MAX + 3 * DISK_FULL_RETRY_S * 1000
+
+
 def test_clients_do_not_hang_while_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     bench.lead()

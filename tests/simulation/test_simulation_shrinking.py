@@ -32,7 +32,7 @@ def test_a_failure_is_shrunk_replayed_and_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commit_by_counting(monkeypatch)
-    schedule, outcome = failing_schedule(least_events=10)
+    schedule, outcome = failing_schedule(least_events=12)
     assert outcome.failure is not None
     shrunk = small(schedule)
     assert shrunk.events_before == len(outcome.events)

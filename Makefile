@@ -26,7 +26,7 @@ $(STAMP): requirements.txt requirements-dev.txt
 run: setup  ## the demo: database, three nodes and a fleet of followers on this machine; Ctrl-C ends it
 	$(BIN)/python super_node.py demo
 
-compile: setup  ## what nodes do most, compiled to C into compiled/: a fifth faster (needs gcc, takes a minute or two)
+compile: setup  ## what nodes do most, compiled to C into compiled/: 1.2 to 1.4 times as fast (needs gcc, a minute or two)
 	$(BIN)/python super_node.py compile
 
 test: setup  ## the whole test suite

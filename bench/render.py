@@ -105,8 +105,7 @@ def _machine(results: Results) -> str:
         f"Measured {meta.get('started')} at commit {meta.get('commit')}: {meta.get('cores')} cores "
         f"({meta.get('cpu')}), {meta.get('memory_gib')} GiB, Linux {meta.get('kernel')}, Python "
         f"{meta.get('python')}, {how}; {meta.get('redis')}; {meta.get('etcd')}. It took {took:.0f} minutes; "
-        f"the load average before was {(meta.get('load_before') or ['?'])[0]}.{shorter}"
-        f"{' ' + meta['note'] if meta.get('note') else ''}\n"
+        f"the load average before was {(meta.get('load_before') or ['?'])[0]}.{shorter}\n"
     )
 
 

@@ -18,7 +18,7 @@
 #define MOST_EVENTS 1024 /* the others come with the next poll */
 
 static PyObject *plain_type; /* socket.socket: others (TLS) are asked themselves */
-static PyObject *name_data, *name_fileno, *name_recv_into, *name_send, *name_view;
+static PyObject *name_data, *name_fileno, *name_send, *name_view;
 
 /* A number as a descriptor; -1 with an exception. */
 static int
@@ -197,10 +197,9 @@ PyInit__syscalls(void)
     Py_DECREF(sockets);
     name_data = PyUnicode_InternFromString("data");
     name_fileno = PyUnicode_InternFromString("fileno");
-    name_recv_into = PyUnicode_InternFromString("recv_into");
     name_send = PyUnicode_InternFromString("send");
     name_view = PyUnicode_InternFromString("view");
-    if (!plain_type || !name_data || !name_fileno || !name_recv_into || !name_send || !name_view)
+    if (!plain_type || !name_data || !name_fileno || !name_send || !name_view)
         return NULL;
     return PyModule_Create(&definition);
 }

@@ -24,6 +24,8 @@ _SMALLEST_ARGUMENT = 6  # "$0\r\n\r\n"
 _SHORT_BYTES = 1024
 _ARRAY, _BULK = ord("*"), ord("$")
 _WORDS = {b"*%d" % words: words for words in range(1, 129)}  # of a command, for FastReader
+_TWO = b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+_THREE = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _USUAL_PIECES = 7  # of a command with three words; of longer ones FastReader reads fewer than it might
 
 
@@ -138,18 +140,19 @@ class FastReader:
                 break
             commands.append(pieces[begin + 2 : after : 2])
             begin = after
-        written = b"".join([_encoded(args) for args in commands])
+        written = b"".join([encoded(args) for args in commands])
         return (commands, len(written)) if data.startswith(written) else ([], 0)
 
 
-def _encoded(args: list[bytes]) -> bytes:
-    """A command as an array of bulk strings."""
-    if len(args) == 3:  # SET: a third of the time of the line below
+def encoded(args: list[bytes]) -> bytes:
+    """A command as an array of bulk strings. What is written again from the words that were taken for a
+    command, and gives the bytes that came, was well-formed."""
+    if len(args) == 3:  # SET and GET: a third of the time of the line below
         first, second, third = args
-        return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-            *(len(first), first, len(second), second),
-            *(len(third), third),
-        )
+        return _THREE % (len(first), first, len(second), second, len(third), third)
+    if len(args) == 2:
+        first, second = args
+        return _TWO % (len(first), first, len(second), second)
     return b"*%d\r\n" % len(args) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in args])
 
 

@@ -11,28 +11,18 @@ import time
 from raft.clients.batch import Batch
 from raft.clients.connection import Connection
 from raft.clients.dispatch import HOT
+from raft.clients.requests import encoded
 from raft.clients.shared import ServerState
 from raft.replies import Error
 
 BUSY = Error("BUSY too many requests are pending on this node, try again")
 
-_TWO = b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-_THREE = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-
 
 def single_command(data: bytes) -> list[bytes] | None:
     """The words, if the data are one command of two or three words as every client library writes it; None
-    for anything else. What is written again from the words and gives the same bytes is well-formed."""
+    for anything else."""
     words = data.split(b"\r\n", 7)[2::2]
-    if len(words) == 3:
-        first, second, third = words
-        whole = _THREE % (len(first), first, len(second), second, len(third), third)
-    elif len(words) == 2:
-        first, second = words
-        whole = _TWO % (len(first), first, len(second), second)
-    else:
-        return None
-    return words if data == whole else None
+    return words if len(words) >= 2 and data == encoded(words) else None
 
 
 def submit_single(connection: Connection, data: bytes, server: ServerState) -> bool:

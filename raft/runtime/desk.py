@@ -30,9 +30,7 @@ from raft.transport.node_messages import Forward, ForwardReply, PeerMessage
 
 _NEVER = float("inf")
 RETRY_MS = 20.0  # how long a batch waits before it is offered to the same leader again
-
-
-_LETTERS = frozenset({b"R", b"r"})
+_LETTERS = frozenset({b"R", b"r"})  # see raft/runtime/reads.py
 
 
 def _may_be_special(batch: Batch) -> bool:

@@ -83,8 +83,7 @@ class Proposals:
             self._clients += weight
             self._bytes += _size(args)
             if self._bytes >= MAX_ENTRY_BYTES or self._clients >= MAX_ENTRY_COMMANDS:
-                self._propose(now, at_ms)
-                self._urgent = True  # what this turn still brings shares the sync
+                self._propose_full(now, at_ms)
             return
         start = stop = 0
         size, room = self._bytes, (MAX_ENTRY_COMMANDS - self._clients) // weight
@@ -94,8 +93,7 @@ class Proposals:
             stop += 1
             if size >= MAX_ENTRY_BYTES or stop - start >= room:
                 self._wait(batch, start, stop)
-                self._propose(now, at_ms)
-                self._urgent = True
+                self._propose_full(now, at_ms)
                 start, size, room = stop, 0, MAX_ENTRY_COMMANDS // weight
         if start < stop:
             self._bytes = size
@@ -129,19 +127,30 @@ class Proposals:
             self._urgent = False
 
     def give_back(self) -> None:
-        """The worker waits in mid-turn, nobody knows how long: whoever gathers may be told so in time."""
+        """Whoever gathers is for the next leader, or is told in time that there is none. A forwarded batch
+        (Passed, not Batch) is the affair of the node that forwarded it."""
         waiters = self._waiters
         self._forget_gathered()
-        self._give_back(waiters)
+        for waiter in waiters:
+            if waiter is not None:
+                batch, start, stop = waiter
+                if type(batch) is Batch and start == 0 and stop == len(batch.operations):
+                    self._retry(batch)
+                else:
+                    self._fail([waiter], NOT_LEADER)
+
+    def _propose_full(self, now: float, at_ms: int) -> None:
+        self._propose(now, at_ms)
+        self._urgent = True  # what this turn still brings shares the sync
 
     def _propose(self, now: float, at_ms: int) -> None:
         index = self._core.propose([encode_batch(at_ms, self._commands)], now)
         if index is None:
             # Leadership began to be handed over meanwhile: nothing of this is in the log.
             require(self._core.state.transfer_target is not None, "proposed without being the leader")
-            self._give_back(self._waiters)
-        else:
-            self._inflight.append(InFlight(index, at_ms, self._commands, self._waiters, self._clients))
+            self.give_back()
+            return
+        self._inflight.append(InFlight(index, at_ms, self._commands, self._waiters, self._clients))
         self._forget_gathered()
 
     def _forget_gathered(self) -> None:
@@ -187,23 +196,12 @@ class Proposals:
         for entry in self._inflight:
             self._fail(entry.waiters, taken)
         self._inflight.clear()
-        waiters = self._waiters
-        self._forget_gathered()
         if waiting is NOT_LEADER:
-            self._give_back(waiters)
+            self.give_back()
         else:
+            waiters = self._waiters
+            self._forget_gathered()
             self._fail(waiters, waiting)
-
-    def _give_back(self, waiters: list[Waiter]) -> None:
-        """The next leader may take what this one has not. A forwarded batch (Passed, not Batch) is the affair
-        of the node that forwarded it."""
-        for waiter in waiters:
-            if waiter is not None:
-                batch, start, stop = waiter
-                if type(batch) is Batch and start == 0 and stop == len(batch.operations):
-                    self._retry(batch)
-                else:
-                    self._fail([waiter], NOT_LEADER)
 
     def _fail(self, waiters: list[Waiter], error: Error) -> None:
         for waiter in waiters:

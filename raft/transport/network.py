@@ -184,9 +184,8 @@ class PeerNetwork:
         if self._unflushed:
             self.flush()
         self._asleep = True
-        events = (
-            poll_now(self._epoll) if self._woken else self._epoll.poll(max(0.0, timeout_s))
-        )  # below 0: for ever
+        wait_s = max(0.0, timeout_s)  # below 0 is for ever
+        events = poll_now(self._epoll) if self._woken else self._epoll.poll(wait_s)
         self._asleep = False
         self._woken = False
         messages: list[tuple[int, PeerMessage]] = []
